@@ -1,0 +1,114 @@
+"""Configs of both ChatTS families, and how a checkpoint is recognised.
+
+A published checkpoint is known by the ``ts`` section of its ``config.json``; its ``model_type`` may be that of the
+plain language model. What it names for loading with its own Python files (``model_type``, ``auto_map``) is kept aside
+and written back on saving, so that the published loaders still open an exported checkpoint; while loaded, the config
+has neither, so that nothing that came with a download is executed, and nothing takes the model for a plain Qwen.
+
+Checked with transformers 4.57.6 and 5.6.0.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
+
+
+_REQUIRED = {"patch_size": 1, "embedding_dim": 1, "hidden_size": 1, "num_layers": 1, "max_sequence_length": 1}
+_LARGEST = {"patch_size": 4096, "embedding_dim": 4096, "hidden_size": 65536, "num_layers": 64}
+_LARGEST["max_sequence_length"] = 1 << 22
+
+
+class ChatTSConfigMixin:
+    """The keys that ChatTS adds to a language model's config.
+
+    ``ts``: the encoder's section; ``ts_token_start_index`` / ``ts_token_end_index``: ids of ``<ts>`` and ``<ts/>``.
+    """
+
+    ts = None
+    ts_token_start_index = None
+    ts_token_end_index = None
+    published = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the config; ``model_type`` and ``auto_map`` are put aside in ``published``."""
+        config_dict = dict(config_dict)
+        published = {key: config_dict.pop(key) for key in ("model_type", "auto_map") if key in config_dict}
+        check_section(config_dict)
+        loaded: Any = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.published = published
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the published form: own ``model_type`` and ``auto_map``, and keys that older loaders read."""
+        output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        output.update(output.pop("published", None) or {})
+        # transformers 5 writes `rope_parameters` and `dtype` only; the published loaders read `rope_theta` (and take
+        # 10000 where it is missing, which changes every position) and `torch_dtype`.
+        rope = output.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            output.setdefault("rope_theta", rope["rope_theta"])
+        if output.get("dtype") is not None:
+            output.setdefault("torch_dtype", output["dtype"])
+        return output
+
+
+class Qwen2TSConfig(ChatTSConfigMixin, Qwen2Config):
+    """ChatTS over Qwen2 and Qwen2.5 (ChatTS-14B)."""
+
+    model_type = "chatts"
+
+
+class Qwen3TSConfig(ChatTSConfigMixin, Qwen3Config):
+    """ChatTS over Qwen3 (ChatTS-8B)."""
+
+    model_type = "qwen3ts"
+
+
+def is_chatts(config: Any) -> bool:
+    """True for a config (or a model's config) of one of the native families."""
+    return isinstance(config, ChatTSConfigMixin)
+
+
+def check_section(config_dict: dict[str, Any]) -> None:
+    """Raises ValueError, all faults in one message, where the ``ts`` section can't be built as it stands."""
+    section = config_dict.get("ts")
+    if section is None:  # transformers builds an empty config to find the defaults
+        return
+    faults = []
+    for key, smallest in _REQUIRED.items():
+        value = section.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= _LARGEST[key]:
+            faults.append(f"ts.{key} is {value!r}, expected an integer from {smallest} to {_LARGEST[key]}")
+    if section.get("num_features", 2) != 2:
+        faults.append(f"ts.num_features is {section['num_features']!r}, expected 2 (value and mask)")
+    if section.get("use_position_idx", False):
+        faults.append("ts.use_position_idx is true, which no published checkpoint uses and this model does not know")
+    if not isinstance(config_dict.get("ts_token_start_index"), int):
+        faults.append("ts_token_start_index is missing, expected the id of the token <ts>")
+    if faults:
+        raise ValueError("config.json of this ChatTS checkpoint can't be used: " + "; ".join(faults) + ".")
+
+
+def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | None:
+    """Returns the native config of a checkpoint, or None where its ``config.json`` carries no ``ts`` section.
+
+    Arguments:
+        path: folder or hub name, as ``AutoConfig.from_pretrained`` takes it.
+        kwargs: ``cache_dir``, ``revision``, ``token``; other keys are ignored.
+    """
+    hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if kwargs.get(key) is not None}
+    config_dict, _ = PretrainedConfig.get_config_dict(path, **hub)
+    if not isinstance(config_dict.get("ts"), dict):
+        return None
+    names = " ".join([*(config_dict.get("architectures") or []), str(config_dict.get("model_type"))]).lower()
+    if "qwen3" in names:
+        family: Any = Qwen3TSConfig
+    elif "qwen2" in names or "chatts" in names:
+        family = Qwen2TSConfig
+    else:
+        raise ValueError(f"{path} has a `ts` section over a language model that is not known ({names}); expected qwen2 or qwen3.")
+    config: Qwen2TSConfig | Qwen3TSConfig = family.from_dict(config_dict)
+    config.name_or_path = path
+    return config

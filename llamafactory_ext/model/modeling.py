@@ -1,0 +1,195 @@
+"""ChatTS over transformers' own Qwen2 and Qwen3.
+
+The text stage has written one ``<ts>`` a patch, so sequence length, positions, padding, packing and generation are the
+language model's ordinary business. What is added: the encoder's output overwrites the embeddings at ``<ts>``; no loss
+is taken there; and in training the head runs only where a label is kept, which over a vocabulary of 150,000 saves more
+memory than anything else in a step.
+
+The class names are the published ones, so that a saved checkpoint names the same ``architectures``.
+Checked with transformers 4.57.6 and 5.6.0.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .config import Qwen2TSConfig, Qwen3TSConfig
+from .encoder import TimeSeriesEncoder
+from .published import copy_published_files
+
+
+_IGNORED = -100
+# bitsandbytes must leave these alone: the encoder is small and was never trained in 4 bit, the head decides each token.
+_UNQUANTISED = ["ts_encoder", "lm_head"]
+
+
+class ChatTSMixin:
+    """What both families share. Stands before the language model's class in the bases."""
+
+    config: Any
+    model: nn.Module
+    lm_head: nn.Module
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.ts_encoder = TimeSeriesEncoder(config.ts)
+        self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """As upstream's; a bitsandbytes config that skips nothing is told to skip the encoder and the head."""
+        if isinstance(quantization_config, BitsAndBytesConfig) and not quantization_config.llm_int8_skip_modules:
+            quantization_config.llm_int8_skip_modules = list(_UNQUANTISED)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As upstream's; the files that the published ``auto_map`` names are copied along, for the published loaders."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            copy_published_files(self.config, Path(save_directory))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        timeseries: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model.
+
+        Arguments:
+            timeseries: all series of the batch in order, ``[series, 2 * longest, 1]``, scaled values and mask
+                alternating; in ``input_ids`` there is one ``<ts>`` for each of their patches.
+            labels: ``[batch, length]``, -100 where no loss is taken. In training, logits are then computed for the
+                kept labels alone and not returned; in evaluation they are returned whole.
+
+        Raises:
+            ValueError: ``<ts>`` tokens and patches differ in number.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, timeseries)
+        outputs = self.model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = None if labels is None else self._loss(hidden, labels, input_ids, **kwargs)
+        logits = None
+        if labels is None or not self.training:  # type: ignore[attr-defined]
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept, :])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _embed(self, input_ids: torch.Tensor | None, timeseries: torch.Tensor | None) -> torch.Tensor:
+        """Returns the token embeddings with those at ``<ts>`` overwritten, ``[batch, length, hidden_size]``."""
+        if input_ids is None:
+            raise ValueError("found neither input_ids nor inputs_embeds; expected one of them")
+        embeds: torch.Tensor = self.get_input_embeddings()(input_ids)  # type: ignore[attr-defined]
+        if timeseries is None or timeseries.numel() == 0:
+            if input_ids.shape[1] > 1 and bool((input_ids == self.config.ts_token_start_index).any()):
+                raise ValueError("input_ids hold <ts> tokens but no `timeseries` came with them; pass the series")
+            return self._keep_encoder_in_step(embeds)
+        markers = input_ids == self.config.ts_token_start_index
+        patches, counts = self.ts_encoder(timeseries)
+        if int(markers.sum()) != len(patches):
+            raise ValueError(
+                f"input_ids hold {int(markers.sum())} <ts> tokens, the {len(counts)} series have {len(patches)} patches "
+                f"({counts.tolist()[:8]}…); expected one <ts> a patch: expand each marker with `series.expand`"
+            )
+        return embeds.masked_scatter(markers.unsqueeze(-1), patches.to(embeds.dtype))
+
+    def _keep_encoder_in_step(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Runs the encoder on one empty patch, times zero, where a batch has no series.
+
+        DDP waits for every parameter's gradient and ZeRO-3 gathers weights in every process's forward: a process that
+        left the encoder out would hang the others.
+        """
+        trains = self.training and any(p.requires_grad for p in self.ts_encoder.parameters())  # type: ignore[attr-defined]
+        if not trains and not is_deepspeed_zero3_enabled():
+            return embeds
+        patches, _ = self.ts_encoder(torch.tensor([[[0.0], [1.0]]], device=embeds.device))
+        return embeds + (patches.sum() * 0).to(embeds.dtype)
+
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Returns the next-token loss; the head runs only for positions whose label is kept."""
+        if input_ids is not None:  # as published: a series' place is never something to predict
+            labels = labels.masked_fill(input_ids == self.config.ts_token_start_index, _IGNORED)
+        targets = labels[:, 1:]
+        kept = targets != _IGNORED
+        if not bool(kept.any()):
+            return hidden.sum() * 0.0  # the mean over nothing would be NaN and stop the whole run
+        loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
+            logits=self.lm_head(hidden[:, :-1][kept]),
+            labels=None,
+            vocab_size=self.config.vocab_size,
+            shift_labels=targets[kept],
+            **kwargs,
+        )
+        return loss
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, past_key_values: Any = None, timeseries: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As upstream's; the series enter once, with the prompt, and are in the cache from then on."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, past_key_values=past_key_values, **kwargs
+        )
+        prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        inputs["timeseries"] = timeseries if prefill else None
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, input_ids: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """As upstream's, for beams and several answers; a row's series are repeated together, not one by one."""
+        timeseries = kwargs.pop("timeseries", None)
+        if timeseries is not None and expand_size > 1 and input_ids is not None:
+            patch_counts = (timeseries.reshape(len(timeseries), -1, 2)[..., 1].long().sum(1) - 1) // self.ts_encoder.patch_size + 1
+            ends = (input_ids == self.config.ts_token_start_index).sum(1).cumsum(0)
+            row = torch.searchsorted(ends, patch_counts.cumsum(0))  # row of each series
+            order = [s for r in range(len(ends)) for _ in range(expand_size) for s in (row == r).nonzero().flatten().tolist()]
+            timeseries = timeseries[order]
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        kwargs["timeseries"] = timeseries
+        return input_ids, kwargs  # type: ignore[return-value]
+
+
+class Qwen2TSForCausalLM(ChatTSMixin, Qwen2ForCausalLM):  # type: ignore[misc]
+    """ChatTS over Qwen2 and Qwen2.5 (ChatTS-14B)."""
+
+    config_class = Qwen2TSConfig
+
+
+class Qwen3TSForCausalLM(ChatTSMixin, Qwen3ForCausalLM):  # type: ignore[misc]
+    """ChatTS over Qwen3 (ChatTS-8B)."""
+
+    config_class = Qwen3TSConfig
