@@ -35,8 +35,10 @@ def as_series(values: Any) -> FloatArray:
     """
     try:
         series = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as err:
-        raise SeriesError(f"found a series that is not a list of numbers ({err}); expected e.g. [0.5, 1, 2.25]") from err
+    except (TypeError, ValueError, OverflowError) as err:  # OverflowError: an integer beyond float64
+        raise SeriesError(
+            f"found a series that is not a list of numbers ({err}); expected e.g. [0.5, 1, 2.25]"
+        ) from err
     if series.ndim != 1:
         raise SeriesError(f"found a series of shape {list(series.shape)}; expected one list of numbers")
     if series.size == 0:
@@ -64,7 +66,7 @@ def scale(series: FloatArray) -> tuple[FloatArray, float, float]:
         centred = series - mean
     peak = np.max(np.abs(centred))
     if not np.isfinite(peak):
-        raise SeriesError("found values whose mean or range overflows; expected numbers well below 1e308: rescale them")
+        raise SeriesError("found values whose mean or range overflows; expected numbers well below 1e308: rescale")
     scaling = 1.0
     if peak >= _LIMIT:
         scaling = float(peak / _LIMIT)
@@ -75,9 +77,11 @@ def scale(series: FloatArray) -> tuple[FloatArray, float, float]:
 def describe(series: FloatArray) -> str:
     """Returns the text that tells the model what scaling took away, to stand in front of the patches."""
     _, offset, scaling = scale(series)
+    # The first of equal extremes, as Python's max and min take it: 0.0 and -0.0 are equal but print differently.
+    high, low = series[series.argmax()], series[series.argmin()]
     return (
-        f"[offset={offset:.4f}|scaling={scaling:.4f}|length={len(series)}|max={series.max():.4f}|"
-        f"min={series.min():.4f}|left={series[0]:.4f}|right={series[-1]:.4f}]"
+        f"[offset={offset:.4f}|scaling={scaling:.4f}|length={len(series)}|max={high:.4f}|"
+        f"min={low:.4f}|left={series[0]:.4f}|right={series[-1]:.4f}]"
     )
 
 
@@ -95,12 +99,12 @@ def encode(batch: Iterable[Sequence[float] | FloatArray]) -> NDArray[np.float16]
     """Returns the tensor values of several series, shape ``[series, 2 * longest, 1]``.
 
     Scaled value and a mask of ones alternate (``y0, 1, y1, 1, …``); shorter series are filled up with zeros. Rounded
-    to float16, as the published processor does: the model was trained on values rounded so.
+    to float16 by way of float32, as torch does it for the published processor: the model was trained on such values.
     """
     scaled = [scale(as_series(series))[0] for series in batch]
     longest = max((len(y) for y in scaled), default=0)
     values = np.zeros((len(scaled), longest, 2), dtype=np.float16)
     for row, y in zip(values, scaled, strict=True):
-        row[: len(y), 0] = y
+        row[: len(y), 0] = y.astype(np.float32)
         row[: len(y), 1] = 1
     return values.reshape(len(scaled), 2 * longest, 1)

@@ -45,22 +45,24 @@ class ChatTSConfigMixin:
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         output.update(output.pop("published", None) or {})
         # transformers 5 writes `rope_parameters` and `dtype` only; the published loaders read `rope_theta` (and take
-        # 10000 where it is missing, which changes every position) and `torch_dtype`.
+        # 10000 where it is missing, which changes every position), `rope_scaling` and `torch_dtype`.
         rope = output.get("rope_parameters") or {}
         if "rope_theta" in rope:
             output.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default" and output.get("rope_scaling") is None:
+            output["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
         if output.get("dtype") is not None:
             output.setdefault("torch_dtype", output["dtype"])
         return output
 
 
-class Qwen2TSConfig(ChatTSConfigMixin, Qwen2Config):
+class Qwen2TSConfig(ChatTSConfigMixin, Qwen2Config):  # type: ignore[misc]
     """ChatTS over Qwen2 and Qwen2.5 (ChatTS-14B)."""
 
     model_type = "chatts"
 
 
-class Qwen3TSConfig(ChatTSConfigMixin, Qwen3Config):
+class Qwen3TSConfig(ChatTSConfigMixin, Qwen3Config):  # type: ignore[misc]
     """ChatTS over Qwen3 (ChatTS-8B)."""
 
     model_type = "qwen3ts"
@@ -85,6 +87,9 @@ def check_section(config_dict: dict[str, Any]) -> None:
         faults.append(f"ts.num_features is {section['num_features']!r}, expected 2 (value and mask)")
     if section.get("use_position_idx", False):
         faults.append("ts.use_position_idx is true, which no published checkpoint uses and this model does not know")
+    width = config_dict.get("hidden_size")
+    if width is not None and section.get("hidden_size") != width:
+        faults.append(f"ts.hidden_size is {section.get('hidden_size')!r}, expected the language model's {width!r}")
     if not isinstance(config_dict.get("ts_token_start_index"), int):
         faults.append("ts_token_start_index is missing, expected the id of the token <ts>")
     if faults:
@@ -108,7 +113,9 @@ def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | Non
     elif "qwen2" in names or "chatts" in names:
         family = Qwen2TSConfig
     else:
-        raise ValueError(f"{path} has a `ts` section over a language model that is not known ({names}); expected qwen2 or qwen3.")
+        raise ValueError(
+            f"{path} has a `ts` section over a language model that is not known ({names}); expected qwen2 or qwen3."
+        )
     config: Qwen2TSConfig | Qwen3TSConfig = family.from_dict(config_dict)
     config.name_or_path = path
     return config

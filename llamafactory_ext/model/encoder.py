@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class TimeSeriesEncoder(nn.Module):
+class TimeSeriesEncoder(nn.Module):  # type: ignore[misc]
     """Encodes all series of a batch at once.
 
     Arguments:
@@ -39,7 +39,7 @@ class TimeSeriesEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights that read the input (LoRA's wrapper passes it on)."""
-        weight: torch.Tensor = self.mlp[0].weight  # type: ignore[assignment]
+        weight: torch.Tensor = self.mlp[0].weight
         return weight.dtype
 
     def forward(self, timeseries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

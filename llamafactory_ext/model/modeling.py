@@ -25,7 +25,7 @@ from .published import copy_published_files
 
 
 _IGNORED = -100
-# bitsandbytes must leave these alone: the encoder is small and was never trained in 4 bit, the head decides each token.
+# bitsandbytes must leave these alone: the encoder is small and was never trained in 4 bit, the head picks each token.
 _UNQUANTISED = ["ts_encoder", "lm_head"]
 
 
@@ -51,12 +51,12 @@ class ChatTSMixin:
         return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As upstream's; the files that the published ``auto_map`` names are copied along, for the published loaders."""
+        """As upstream's; the files that the published ``auto_map`` names are copied along, for its loaders."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
             copy_published_files(self.config, Path(save_directory))
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -118,8 +118,8 @@ class ChatTSMixin:
         patches, counts = self.ts_encoder(timeseries)
         if int(markers.sum()) != len(patches):
             raise ValueError(
-                f"input_ids hold {int(markers.sum())} <ts> tokens, the {len(counts)} series have {len(patches)} patches "
-                f"({counts.tolist()[:8]}…); expected one <ts> a patch: expand each marker with `series.expand`"
+                f"input_ids hold {int(markers.sum())} <ts> tokens, the {len(counts)} series have {len(patches)} "
+                f"patches ({counts.tolist()[:8]}…); expected one <ts> a patch: expand each marker with `series.expand`"
             )
         return embeds.masked_scatter(markers.unsqueeze(-1), patches.to(embeds.dtype))
 
@@ -133,7 +133,7 @@ class ChatTSMixin:
         if not trains and not is_deepspeed_zero3_enabled():
             return embeds
         patches, _ = self.ts_encoder(torch.tensor([[[0.0], [1.0]]], device=embeds.device))
-        return embeds + (patches.sum() * 0).to(embeds.dtype)
+        return embeds + (patches * 0.0).sum().to(embeds.dtype)
 
     def _loss(
         self, hidden: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **kwargs: Any
@@ -144,7 +144,9 @@ class ChatTSMixin:
         targets = labels[:, 1:]
         kept = targets != _IGNORED
         if not bool(kept.any()):
-            return hidden.sum() * 0.0  # the mean over nothing would be NaN and stop the whole run
+            # The mean over nothing would be NaN and stop the whole run. Through the head, whose weights other
+            # processes wait for; zeroed before summing, since a sum of float16 overflows.
+            return (self.lm_head(hidden[:, :1]) * 0.0).sum().float()
         loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
             logits=self.lm_head(hidden[:, :-1][kept]),
             labels=None,
@@ -171,16 +173,17 @@ class ChatTSMixin:
         """As upstream's, for beams and several answers; a row's series are repeated together, not one by one."""
         timeseries = kwargs.pop("timeseries", None)
         if timeseries is not None and expand_size > 1 and input_ids is not None:
-            patch_counts = (timeseries.reshape(len(timeseries), -1, 2)[..., 1].long().sum(1) - 1) // self.ts_encoder.patch_size + 1
+            lengths = timeseries.reshape(len(timeseries), -1, 2)[..., 1].long().sum(1)
+            patch_counts = (lengths - 1) // self.ts_encoder.patch_size + 1
             ends = (input_ids == self.config.ts_token_start_index).sum(1).cumsum(0)
             row = torch.searchsorted(ends, patch_counts.cumsum(0))  # row of each series
-            order = [s for r in range(len(ends)) for _ in range(expand_size) for s in (row == r).nonzero().flatten().tolist()]
-            timeseries = timeseries[order]
+            rows = [(row == r).nonzero().flatten() for r in range(len(ends))]
+            timeseries = timeseries[torch.cat([own for own in rows for _ in range(expand_size)])]
         input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, input_ids=input_ids, **kwargs
         )
         kwargs["timeseries"] = timeseries
-        return input_ids, kwargs  # type: ignore[return-value]
+        return input_ids, kwargs
 
 
 class Qwen2TSForCausalLM(ChatTSMixin, Qwen2ForCausalLM):  # type: ignore[misc]

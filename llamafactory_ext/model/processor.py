@@ -1,4 +1,4 @@
-"""Text and series to model inputs, without LLaMA-Factory; inside it, what the template needs to know of a checkpoint."""
+"""Text and series to model inputs, without LLaMA-Factory; inside it, what the template must know of a checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from .config import read_config
 class ChatTSProcessor:
     """Holds what of a checkpoint's config decides the text: patch size and the longest series that it can place.
 
-    Not a ``ProcessorMixin``: that would write a ``processor_class`` of ours into saved checkpoints, which the published
-    loaders then could not find.
+    Not a ``ProcessorMixin``: that would write a ``processor_class`` of ours into saved checkpoints, which the
+    published loaders then could not find.
     """
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
@@ -55,6 +55,9 @@ class ChatTSProcessor:
         """
         texts = [text] if isinstance(text, str) else list(text)
         series = [as_series(values) for values in timeseries]
+        longest = max((len(values) for values in series), default=0)
+        if longest > self.max_series_length:  # the encoder has no embedding for what lies beyond
+            raise ValueError(f"found a series of {longest} points; expected at most {self.max_series_length}")
         markers = sum(prompt.count(MARKER) for prompt in texts)
         if markers != len(series):
             raise ValueError(f"found {markers} {MARKER} and {len(series)} series; expected one marker for each series")

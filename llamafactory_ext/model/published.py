@@ -20,7 +20,9 @@ def copy_published_files(config: Any, folder: Path) -> list[str]:
     package, but not with the published loaders.
     """
     auto_map = (config.published or {}).get("auto_map") or {}
-    references = [name for value in auto_map.values() for name in ([value] if isinstance(value, str) else value) if name]
+    references = [
+        name for value in auto_map.values() for name in ([value] if isinstance(value, str) else value) if name
+    ]
     modules = sorted({f"{name.split('--')[-1].split('.')[0]}.py" for name in references})
     copied = []
     for name in modules + (list(_PROCESSOR_FILES) if modules else []):

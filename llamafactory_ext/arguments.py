@@ -1,0 +1,59 @@
+"""The plugin's YAML keys, as fields of LLaMA-Factory's own argument classes.
+
+Replaces two classes in the lists of ``llamafactory.hparams.parser`` by subclasses with more fields. Names and meaning
+of the encoder's keys are the fork's, so that its recipes carry over.
+"""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Literal
+
+from llamafactory.hparams import DataArguments, FinetuningArguments
+
+
+@dataclass
+class SeriesDataArguments(DataArguments):  # type: ignore[misc]
+    overlong_records: Literal["error", "drop"] = field(
+        default="error",
+        metadata={
+            "help": "What becomes of records that do not fit `cutoff_len`: stop the run and list them, or drop them."
+        },
+    )
+
+
+@dataclass
+class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
+    timeseries_sft_lr: float | None = field(
+        default=None, metadata={"help": "Learning rate of the time-series encoder; `learning_rate` where it is unset."}
+    )
+    train_timeseries_modules: bool = field(
+        default=True,
+        metadata={"help": "Train the time-series encoder too: LoRA on its linear layers, or all of it in full tuning."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timeseries_sft_lr is None:
+            return
+        if self.timeseries_sft_lr <= 0:
+            raise ValueError(f"`timeseries_sft_lr` is {self.timeseries_sft_lr}; expected a positive number.")
+        if self.stage != "sft":
+            raise ValueError(f"`timeseries_sft_lr` works in stage `sft`, not `{self.stage}`; remove it.")
+        if not self.train_timeseries_modules:
+            raise ValueError("`timeseries_sft_lr` is set but `train_timeseries_modules` is false; remove one of them.")
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Puts our classes in place of their bases, unless upstream has the fields."""
+    ours = {
+        base: ours
+        for base, ours, key in (
+            (DataArguments, SeriesDataArguments, "overlong_records"),
+            (FinetuningArguments, SeriesFinetuningArguments, "timeseries_sft_lr"),
+        )
+        if key not in base.__dataclass_fields__
+    }
+    for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS"):
+        classes = getattr(upstream, name, [])
+        classes[:] = [ours.get(one, one) for one in classes]
+    return f"extended {', '.join(base.__name__ for base in ours)}" if ours else None

@@ -1,0 +1,48 @@
+"""Opens ChatTS checkpoints natively: config and processor. ``trust_remote_code`` stays false.
+
+Wraps ``load_config`` and ``AutoProcessor`` of ``llamafactory.model.loader``; from the config on, transformers' own
+``AutoModelForCausalLM`` finds the model by its registered class.
+"""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from llamafactory_ext.model import ChatTSProcessor, read_config
+from llamafactory_ext.register import require
+
+
+def install_config(upstream: ModuleType) -> str | None:
+    """Wraps ``load_config``."""
+    load_config = upstream.load_config
+
+    @functools.wraps(load_config)
+    def load_native_config(model_args: Any) -> Any:
+        config = read_config(
+            model_args.model_name_or_path,
+            cache_dir=model_args.cache_dir,
+            revision=model_args.model_revision,
+            token=model_args.hf_hub_token,
+        )
+        if config is None:
+            return load_config(model_args)
+        require()
+        return config
+
+    upstream.load_config = load_native_config
+    return "wrapped"
+
+
+def install_processor(upstream: ModuleType) -> str | None:
+    """Puts a class in place of ``AutoProcessor`` that asks the config first."""
+
+    class AutoProcessor(upstream.AutoProcessor):  # type: ignore[misc, name-defined]
+        @classmethod
+        def from_pretrained(cls, path: str, **kwargs: Any) -> Any:
+            config = read_config(path, **kwargs)
+            if config is None:
+                return super().from_pretrained(path, **kwargs)
+            return ChatTSProcessor(config)  # upstream sets the tokenizer right after
+
+    upstream.AutoProcessor = AutoProcessor
+    return "wrapped"

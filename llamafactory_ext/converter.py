@@ -1,0 +1,204 @@
+"""Data formats ``gdsh`` (raw annotations) and ``chatts`` (``input``, ``output``, ``timeseries``).
+
+A record becomes LLaMA-Factory's ``_prompt``, ``_response`` and, as lists of numbers, ``_audios``; markers stay
+``<ts><ts/>`` until the template is applied. A converter never raises for a record: it runs in worker processes, where
+the first fault would hide the others. What it found goes into the column ``_notes``, which ``loading`` reads.
+
+Public registry of ``llamafactory.data.converter``; its converters are what ours build on. Checked on 0.9.5.
+"""
+
+import copy
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from llamafactory.data.converter import AlpacaDatasetConverter, SharegptDatasetConverter
+
+from llamafactory_ext import __version__
+from llamafactory_ext.dataset_entry import NOTES, RECORD
+from llamafactory_ext.gdsh import (
+    GdshError,
+    Series,
+    SeriesFile,
+    check_intervals,
+    index_series,
+    parse_answer,
+    place_markers,
+    read_series,
+)
+from llamafactory_ext.register import require
+from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
+
+
+@dataclass
+class Notes:
+    """What was done to one record, in numbers; ``fault`` where it can't be used."""
+
+    fault: str = ""
+    markers_moved: int = 0
+    values_filled: int = 0
+    series_beside: int = 0
+    answers_rewritten: int = 0
+    entries_without_interval: int = 0
+    duplicate_entries: int = 0
+
+
+@dataclass
+class Converted:
+    """One record before it is handed on."""
+
+    output: dict[str, Any]
+    series: list[FloatArray]
+    notes: Notes = field(default_factory=Notes)
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Registers both converters, each unless one of that name is there."""
+    added = []
+    for name, converter in (("gdsh", GdshDatasetConverter), ("chatts", ChatTSDatasetConverter)):
+        if name not in upstream.DATASET_CONVERTERS:
+            upstream.register_dataset_converter(name, converter)
+            added.append(name)
+    return f"registered {', '.join(added)}" if added else None
+
+
+@dataclass
+class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
+    """Converts prepared annotation records (see ``gdsh.Row.as_dict``)."""
+
+    def __post_init__(self) -> None:
+        require()
+        folder = os.path.join(self.data_args.dataset_dir, self.dataset_attr.folder)
+        # Files with size and time of change: part of what datasets hashes, so that a changed CSV is read anew.
+        self.index = index_series(folder)
+        self.version = __version__
+        self.dataset_attr = copy.copy(self.dataset_attr)
+        self.dataset_attr.messages, self.dataset_attr.system = "messages", "system"
+        self.dataset_attr.images = self.dataset_attr.tools = None
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        name = ", ".join(PurePosixPath(picture.replace("\\", "/")).name for picture in example["pictures"])
+        return _settled(lambda: self._convert(example), f"record {example['record']} ({name})")
+
+    def _convert(self, example: dict[str, Any]) -> Converted:
+        if example["fault"]:
+            raise GdshError(example["fault"])
+        notes = Notes(
+            answers_rewritten=example["rewritten"],
+            entries_without_interval=example["without_interval"],
+            duplicate_entries=example["duplicates"],
+        )
+        series = []
+        for picture in example["pictures"]:
+            file = self.index.find(picture)
+            found = _read(file)
+            notes.values_filled += found.filled
+            notes.series_beside += file not in self.index.own.files
+            series.append(found.values)
+        example = {**example, "messages": copy.deepcopy(example["messages"])}
+        self._place_markers(example["messages"], len(series), notes)
+        self._rewrite_answers(example["messages"], [len(one) for one in series], notes)
+        output = super().__call__(example)
+        if not output["_response"]:
+            roles = [message[self.dataset_attr.role_tag] for message in example["messages"]]
+            attr = self.dataset_attr
+            raise GdshError(
+                f"found the roles {roles}; expected {attr.user_tag!r} and {attr.assistant_tag!r} in turn, "
+                f"{attr.assistant_tag!r} last: mend the record, or name its roles under `tags`"
+            )
+        return Converted(output, series, notes)
+
+    def _texts(self, messages: list[dict[str, str]], tag: str) -> list[dict[str, str]]:
+        return [message for message in messages if message[self.dataset_attr.role_tag] == tag]
+
+    def _place_markers(self, messages: list[dict[str, str]], count: int, notes: Notes) -> None:
+        asked = self._texts(messages, self.dataset_attr.user_tag)
+        content = self.dataset_attr.content_tag
+        texts, moved = place_markers([message[content] for message in asked], count)
+        for message, text in zip(asked, texts, strict=True):
+            message[content] = text
+        notes.markers_moved += moved
+
+    def _rewrite_answers(self, messages: list[dict[str, str]], lengths: list[int], notes: Notes) -> None:
+        content = self.dataset_attr.content_tag
+        for message in self._texts(messages, self.dataset_attr.assistant_tag):
+            answer = parse_answer(message[content])
+            check_intervals(answer.intervals, lengths)
+            message[content] = answer.text
+            notes.answers_rewritten += answer.rewritten
+            notes.entries_without_interval += answer.without_interval
+            notes.duplicate_entries += answer.duplicates
+
+
+@dataclass
+class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
+    """Converts records with a prompt, a response and one or several series of any length."""
+
+    def __post_init__(self) -> None:
+        require()
+        self.version = __version__
+        self.position = 0
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        return _settled(lambda: self._convert(example), "record")
+
+    def _convert(self, example: dict[str, Any]) -> Converted:
+        series = as_series_list(example[self.dataset_attr.timeseries])
+        output = super().__call__(example)
+        markers = sum(message["content"].count(MARKER) for message in output["_prompt"] + output["_response"])
+        if markers != len(series):
+            raise SeriesError(
+                f"found {markers} {MARKER} in {self.dataset_attr.prompt!r} and {len(series)} series; "
+                "expected one marker for each series"
+            )
+        return Converted(output, series)
+
+
+def as_series_list(values: Any) -> list[FloatArray]:
+    """Returns the series of one record; a flat list of numbers counts as one series, None and [] as none.
+
+    Raises:
+        SeriesError: names the series (from 0) that can't be used.
+    """
+    if values is None or len(values) == 0:
+        return []
+    if not isinstance(values[0], (list, tuple)):
+        values = [values]
+    series = []
+    for number, one in enumerate(values):
+        try:
+            series.append(as_series(one))
+            scale(series[-1])
+        except SeriesError as err:
+            raise SeriesError(f"series {number}: {err}") from err
+    return series
+
+
+def _settled(convert: Callable[[], Converted], name: str) -> dict[str, Any]:
+    """Returns the columns of one record; where it can't be used, well-formed ones that only carry the fault."""
+    try:
+        converted = convert()
+    except (GdshError, SeriesError) as err:
+        blank = [{"role": role, "content": ""} for role in ("user", "assistant")]
+        output = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
+        output |= dict.fromkeys(("_images", "_videos"))
+        converted = Converted(output, [], Notes(fault=str(err)))
+    return {
+        **converted.output,
+        "_audios": [one.tolist() for one in converted.series] or None,
+        RECORD: name,
+        NOTES: json.dumps(asdict(converted.notes)),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _read(file: SeriesFile) -> Series:
+    """Reads a CSV; records of one point often follow one another."""
+    series = read_series(file.path)
+    scale(series.values)
+    return series

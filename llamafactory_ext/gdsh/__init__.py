@@ -1,0 +1,28 @@
+"""GDSH's own files, annotations and series, read into prompts, answers and numbers.
+
+Needs the standard library and numpy only: usable, and tested, without the training stack. Every fault of the
+data is a `GdshError`.
+"""
+
+from .annotations import Row, read_annotations
+from .answers import Answer, check_intervals, parse_answer
+from .errors import GdshError
+from .pictures import SeriesFile, SeriesIndex, index_series
+from .prompts import place_markers
+from .tables import Series, read_series
+
+
+__all__ = [
+    "Answer",
+    "GdshError",
+    "Row",
+    "Series",
+    "SeriesFile",
+    "SeriesIndex",
+    "check_intervals",
+    "index_series",
+    "parse_answer",
+    "place_markers",
+    "read_annotations",
+    "read_series",
+]

@@ -1,0 +1,193 @@
+"""Pictures: which CSV file holds the series that a record's picture shows.
+
+An annotation names a picture by a path on another machine, so only its file name counts. `X.jpg` belongs to
+`X.csv`; in the field one of the two names often carries a prefix more (`数据集X.csv`, `gdsh_second_X.jpg`),
+and the file may lie in a folder beside the one that was named.
+"""
+
+import difflib
+import os
+import re
+import stat
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import GdshError
+
+
+_SUFFIXES = re.compile(r"(?:\.csv)?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)
+_NEAR = 10  # names on either side of a missing one that are compared with it
+
+
+@dataclass(frozen=True)
+class SeriesFile:
+    """One CSV file, as it was when the folder was indexed."""
+
+    stem: str
+    """File name without `.csv`, in Unicode's NFC form."""
+    path: str
+    """Absolute path, symbolic links resolved."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change, nanoseconds: with `size`, what a cache must be compared with."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Files that are searched together, and the tables that make the search quick."""
+
+    files: tuple[SeriesFile, ...]
+    by_stem: dict[str, list[SeriesFile]] = field(repr=False)
+    by_suffix: dict[str, list[SeriesFile]] = field(repr=False)
+    backwards: list[str] = field(repr=False)
+    """All stems spelt backwards, sorted: neighbours have the same ending."""
+
+
+@dataclass(frozen=True)
+class SeriesIndex:
+    """The CSV files of a folder, and of the folders beside it."""
+
+    folder: str
+    own: Tier
+    beside: Tier
+
+    def find(self, picture: str) -> SeriesFile:
+        """Find the one CSV file that belongs to `picture`, a path of any machine.
+
+        The folder's own files are searched first; the folders beside it only where those give nothing. In
+        either, an equal name wins; else one name must be the other's ending, cut after a `_` or where a
+        non-ASCII prefix ends.
+
+        Raises:
+            GdshError: none or several files match, or `picture` has no file name.
+        """
+        stem = _picture_stem(picture)
+        for tier in (self.own, self.beside):
+            found = tier.by_stem.get(stem) or _suffix_matches(tier, stem)
+            if len({file.path for file in found}) > 1:
+                raise GdshError(_ambiguous(stem, found))
+            if found:
+                return found[0]
+        raise GdshError(self._missing(stem))
+
+    def _missing(self, stem: str) -> str:
+        nearest = difflib.get_close_matches(stem, _neighbours(self.own, stem) + _neighbours(self.beside, stem), n=3)
+        hint = "the nearest names are " + ", ".join(f"{name + '.csv'!r}" for name in nearest) if nearest else ""
+        return (
+            f"no CSV file belongs to {stem!r}: searched {self.folder!r} ({len(self.own.files)} CSV files) and the "
+            f"folders beside it ({len(self.beside.files)}){'; ' + hint if hint else ''}; put {stem + '.csv'!r} there, "
+            "or correct the folder or the picture's name"
+        )
+
+
+def index_series(folder: str | Path) -> SeriesIndex:
+    """List the CSV files of `folder` and of the folders beside it, sub-folders included.
+
+    Hidden files and folders are passed over, and so are symbolic links that lead out of `folder` (for the
+    folders beside it: out of its parent). Where the parent is the root of the file system, nothing beside
+    `folder` is searched.
+
+    Raises:
+        GdshError: `folder` does not exist, is no folder, or cannot be read.
+    """
+    named = Path(os.path.normpath(Path(folder).absolute()))
+    if not named.is_dir():
+        found = "is not a folder" if named.exists() else "does not exist"
+        raise GdshError(f"{str(named)!r} {found}; expected the folder of the CSV files: correct the path")
+    own, parent = named.resolve(), named.parent.resolve()
+    roots = [root for root in _folders(parent) if root != own] if parent != parent.parent else []
+    beside = [file for root in roots for file in _walk(root, parent)]
+    return SeriesIndex(str(named), _tier(list(_walk(own, own, strict=True))), _tier(beside))
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        visible = [entry for entry in parent.iterdir() if not entry.name.startswith(".")]
+    except PermissionError:  # a folder may be readable in a parent that is not: then nothing lies beside it
+        return []
+    return sorted(entry for entry in visible if not entry.is_symlink() and entry.is_dir())
+
+
+def _walk(root: Path, allowed: Path, *, strict: bool = False) -> Iterator[SeriesFile]:
+    """Yield the CSV files under `root`, in order.
+
+    Links to folders are not followed: what they may lead to lies under a searched root anyway.
+    """
+    for folder, folders, names in os.walk(root, onerror=_refuse if strict else None):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith(".") or not name.lower().endswith(".csv"):
+                continue
+            path = Path(folder, name)
+            if path.is_symlink():
+                path = Path(os.path.realpath(path))  # resolve() raises on a link to itself
+                if not path.is_relative_to(allowed):
+                    continue
+            try:
+                info = path.stat()
+            except OSError:  # a link to nothing, or a file that has just gone
+                continue
+            if stat.S_ISREG(info.st_mode):
+                stem = unicodedata.normalize("NFC", name[:-4])
+                yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns)
+
+
+def _refuse(error: OSError) -> None:
+    raise GdshError(f"{error.filename!r} cannot be read ({error.strerror}); correct its permissions") from error
+
+
+def _tier(files: list[SeriesFile]) -> Tier:
+    by_stem: dict[str, list[SeriesFile]] = {}
+    by_suffix: dict[str, list[SeriesFile]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
+        for suffix in _suffixes(file.stem):
+            by_suffix.setdefault(suffix, []).append(file)
+    by_stem = dict(sorted(by_stem.items()))
+    return Tier(tuple(files), by_stem, by_suffix, sorted(stem[::-1] for stem in by_stem))
+
+
+def _suffixes(stem: str) -> list[str]:
+    """The endings of `stem` after each `_` and after its non-ASCII prefix, the longest first."""
+    cuts = {place + 1 for place, char in enumerate(stem) if char == "_"}
+    cuts.add(next((place for place, char in enumerate(stem) if char.isascii()), 0))
+    return [stem[cut:] for cut in sorted(cuts) if 0 < cut < len(stem)]
+
+
+def _suffix_matches(tier: Tier, stem: str) -> list[SeriesFile]:
+    shorter = [file for suffix in _suffixes(stem) for file in tier.by_stem.get(suffix, ())]
+    return tier.by_suffix.get(stem, []) + shorter
+
+
+def _picture_stem(picture: str) -> str:
+    name = re.split(r"[\\/]", picture)[-1]
+    stem = unicodedata.normalize("NFC", _SUFFIXES.sub("", name, count=1))
+    if not stem or "\0" in stem:
+        raise GdshError(f"{picture!r} has no usable file name; expected a path such as 'folder/X.PV.jpg'")
+    return stem
+
+
+def _ambiguous(stem: str, found: list[SeriesFile]) -> str:
+    named = ", ".join(repr(file.path) for file in found[:5]) + (", ..." if len(found) > 5 else "")
+    if len({file.stem for file in found}) == 1:
+        how = "of the same name"
+    else:
+        lengths = {min(len(stem), len(file.stem)) for file in found}
+        how = "by a shared ending" if len(lengths) == 1 else "by shared endings of different lengths"
+    return (
+        f"{stem!r} belongs to {len(found)} CSV files {how}: {named}; expected exactly one: "
+        "rename or remove the others, or give one the picture's own name"
+    )
+
+
+def _neighbours(tier: Tier, stem: str) -> list[str]:
+    """Stems with the same beginning or ending: few enough to be compared for every missing picture."""
+    forwards, mirrored = list(tier.by_stem), stem[::-1]
+    at, back = bisect_left(forwards, stem), bisect_left(tier.backwards, mirrored)
+    alike = set(forwards[max(0, at - _NEAR) : at + _NEAR])
+    alike |= {name[::-1] for name in tier.backwards[max(0, back - _NEAR) : back + _NEAR]}
+    return sorted(alike)

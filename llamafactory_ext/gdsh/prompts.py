@@ -1,0 +1,34 @@
+"""Prompts: the place of a picture becomes the place of a series."""
+
+from collections.abc import Sequence
+
+from .errors import GdshError
+
+
+IMAGE = "<image>"
+MARKER = "<ts><ts/>"
+
+
+def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool]:
+    """Turn every `<image>` of a record's user texts into `<ts><ts/>`, one marker for each of its `series`.
+
+    Where the texts name no place at all and there is one series, the marker goes in front of the first text,
+    on a line of its own; the flag says so.
+
+    Raises:
+        GdshError: markers and series differ in number, or half a marker is left over.
+    """
+    placed = [text.replace(IMAGE, MARKER) for text in messages]
+    images = sum(text.count(IMAGE) for text in messages)
+    markers = sum(text.count(MARKER) for text in placed)
+    if any("<ts>" in rest or "<ts/>" in rest for rest in (text.replace(MARKER, "") for text in placed)):
+        raise GdshError(f"half a marker in the prompt; expected {MARKER} whole, once for each series: complete it")
+    if markers == 0 and series == 1 and placed:
+        return [f"{MARKER}\n{placed[0]}", *placed[1:]], True
+    if markers != series:
+        found = f"{images} {IMAGE}" + (f" and {markers - images} {MARKER}" if markers > images else "")
+        raise GdshError(
+            f"{found} but {series} series; expected one for each series: "
+            "add or remove them in the user's text, or correct the list of pictures"
+        )
+    return placed, False

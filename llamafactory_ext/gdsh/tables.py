@@ -1,0 +1,122 @@
+"""Tables: the `value` column of a CSV file as a series, every row in its place."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import GdshError, excerpt
+from .textfiles import read_text
+
+
+COLUMN = "value"
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One series, in the units of its CSV file."""
+
+    values: npt.NDArray[np.float64]
+    """Shape (rows,), all finite."""
+    filled: int
+    """Rows whose cell held no finite number and that were interpolated."""
+
+
+def read_series(path: str | Path) -> Series:
+    """Read the `value` column of a CSV file with a header.
+
+    A row whose cell is no finite number keeps its place, so that the answers' intervals stay true, and takes
+    the linear interpolation by row between its finite neighbours (before the first and after the last: theirs).
+    Numbers are what Python's `float` reads, less the underscores that only Python allows.
+
+    Raises:
+        GdshError: unreadable, malformed, no or two `value` columns, no rows, or no number in any row.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise GdshError(f"{str(path)!r} is empty; expected a header with a column {COLUMN!r} and rows below it")
+    if "\0" in text:
+        raise GdshError(f"{str(path)!r} holds NUL characters; expected a text file: save it as UTF-8 CSV")
+    try:
+        cells = _value_cells(text)
+    except GdshError as error:
+        raise GdshError(f"{str(path)!r}: {error}") from error
+    values = _numbers(cells)
+    good = np.isfinite(values)
+    if not good.any():
+        raise GdshError(
+            f"{str(path)!r}: no finite number in {len(cells)} rows of {COLUMN!r}, the first cell is "
+            f"{excerpt(cells[0])}; write plain numbers there, or leave the record out"
+        )
+    rows = np.arange(len(values))
+    values[~good] = np.interp(rows[~good], rows[good], values[good])
+    return Series(values, int((~good).sum()))
+
+
+def _value_cells(text: str) -> list[str]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        place = _value_place(header)
+        rows = list(reader)
+    except csv.Error as error:
+        raise GdshError(
+            f"malformed CSV at line {reader.line_num}: {error}; close its quotes, or export it anew"
+        ) from error
+    if len(header) == 1 or set(map(len, rows)) != {len(header)}:
+        rows = _without_blank_lines(rows, len(header))
+    if not rows:
+        raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
+    return [row[place] if place < len(row) else "" for row in rows]
+
+
+def _value_place(header: list[str]) -> int:
+    if header.count(COLUMN) != 1:
+        found = "no column" if COLUMN not in header else f"{header.count(COLUMN)} columns"
+        raise GdshError(
+            f"{found} {COLUMN!r} in the header {excerpt(header)}; "
+            f"name exactly one column {COLUMN!r}, separated by commas"
+        )
+    return header.index(COLUMN)
+
+
+def _without_blank_lines(rows: list[list[str]], width: int) -> list[list[str]]:
+    """Leave out the lines that are no rows, and refuse the rows that have too many fields.
+
+    In a table of one column a blank line between two rows is an empty cell; in a wider one it is no row.
+    """
+    kept: list[list[str]] = []
+    blank = 0
+    for number, row in enumerate(rows):
+        if not row or (len(row) == 1 and row[0].isspace()):
+            blank += 1
+            continue
+        if len(row) > width:
+            raise GdshError(
+                f"row {number} has {len(row)} fields, the header {width}: {excerpt(row)}; "
+                "put quotes round a field that holds a comma, or export the file anew"
+            )
+        if width == 1:
+            kept += [[""]] * blank
+        blank = 0
+        kept.append(row)
+    return kept
+
+
+def _numbers(cells: list[str]) -> npt.NDArray[np.float64]:
+    if "_" not in "".join(cells):
+        try:  # half the time, and nearly every file is clean
+            return np.array(list(map(float, cells)), dtype=np.float64)
+        except ValueError:
+            pass
+    return np.array(list(map(_number, cells)), dtype=np.float64)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if "_" not in cell else float("nan")
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,127 @@
+"""Mm-plugin ``chatts``: markers to text before tokenising, series to tensors when a batch is put together.
+
+The series travel in the ``audios`` column, which every processor and collator of LLaMA-Factory carries along already.
+Public registry of ``llamafactory.data.mm_plugin``; ``BasePlugin`` is what it wants subclassed. Checked on 0.9.5.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from llamafactory.data.mm_plugin import BasePlugin
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER
+
+from llamafactory_ext.register import require
+from llamafactory_ext.series import MARKER, FloatArray, as_series, encode, expand
+
+
+_MARKERS = re.compile(f"({re.escape(MARKER)}|{re.escape(AUDIO_PLACEHOLDER)})")
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Registers the plugin, unless one of that name is there (the fork has its own)."""
+    if "chatts" in upstream.PLUGINS:
+        return None
+    upstream.register_mm_plugin("chatts", ChatTSPlugin)
+    return "registered"
+
+
+def expand_messages(
+    messages: Sequence[dict[str, str]], series: Sequence[FloatArray], patch_size: int
+) -> list[dict[str, str]]:
+    """Returns the messages with each marker replaced by its series' description and one ``<ts>`` a patch.
+
+    LLaMA-Factory's placeholder for an audio counts as a marker beside ``<ts><ts/>``: its chat and API write it.
+
+    Raises:
+        ValueError: markers and series differ in number, or a ``<ts>`` stands alone.
+    """
+    found = sum(len(_MARKERS.findall(message["content"])) for message in messages)
+    if found != len(series):
+        raise ValueError(
+            f"found {found} markers ({MARKER} or {AUDIO_PLACEHOLDER}) in the messages and {len(series)} series; "
+            "expected one marker for each series"
+        )
+    rest = iter(series)
+    expanded = deepcopy(list(messages))
+    for message in expanded:
+        message["content"] = "".join(_parts(_MARKERS.split(message["content"]), rest, patch_size))
+    return expanded
+
+
+def _parts(parts: list[str], series: Iterator[FloatArray], patch_size: int) -> Iterator[str]:
+    for position, part in enumerate(parts):
+        if position % 2:  # re.split puts the matches at odd places
+            yield expand(next(series), patch_size)
+        elif "<ts>" in part or "<ts/>" in part:
+            raise ValueError(f"found a single <ts> or <ts/> in a message; expected {MARKER}, once for each series")
+        else:
+            yield part
+
+
+class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
+    """Sees ``audios`` as series: lists of numbers, or CSV files in chat."""
+
+    reads_series = True
+
+    def process_messages(
+        self, messages: Any, images: Any, videos: Any, audios: Any, processor: Any
+    ) -> list[dict[str, str]]:
+        require()
+        _refuse(images, videos)
+        if audios and not hasattr(processor, "patch_size"):
+            raise ValueError(
+                "Template `chatts` got series, but the model is no ChatTS checkpoint (no `ts` in its config.json). "
+                "Set `model_name_or_path` to ChatTS-14B or ChatTS-8B."
+            )
+        series = [_read(item) for item in audios]
+        for one in series:
+            if len(one) > processor.max_series_length:
+                raise ValueError(
+                    f"found a series of {len(one)} points; the encoder of this checkpoint places "
+                    f"{processor.max_series_length} (max_sequence_length): downsample it or cut it into windows"
+                )
+        return expand_messages(messages, series, getattr(processor, "patch_size", 1))
+
+    def process_token_ids(
+        self,
+        input_ids: list[int],
+        labels: list[int] | None,
+        images: Any,
+        videos: Any,
+        audios: Any,
+        tokenizer: Any,
+        processor: Any,
+    ) -> tuple[list[int], list[int] | None]:
+        return input_ids, labels
+
+    def get_mm_inputs(
+        self,
+        images: Any,
+        videos: Any,
+        audios: Any,
+        imglens: Any,
+        vidlens: Any,
+        audlens: Any,
+        batch_ids: Any,
+        processor: Any,
+    ) -> dict[str, torch.Tensor]:
+        _refuse(images, videos)
+        return {"timeseries": torch.from_numpy(encode(_read(item) for item in audios))} if audios else {}
+
+
+def _read(item: Any) -> FloatArray:
+    if isinstance(item, (list, tuple, np.ndarray)):
+        return as_series(item)
+    from llamafactory_ext.gdsh import read_series  # a file: LLaMA-Factory's chat passes what the user attached
+
+    return read_series(item).values
+
+
+def _refuse(images: Any, videos: Any) -> None:
+    if images or videos:
+        raise ValueError("Template `chatts` reads series, not images or videos; put the data in `timeseries`.")

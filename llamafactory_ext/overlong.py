@@ -1,0 +1,111 @@
+"""Records that do not fit ``cutoff_len``: named, or dropped on request, never cut.
+
+Wraps ``_get_preprocessed_dataset`` of ``llamafactory.data.loader``. Upstream cuts prompt and answer to size without a
+word, which here means series without their end and answers that stop in the middle of their JSON. So it is run without
+a limit first, and the lengths are looked at.
+"""
+
+import copy
+import functools
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from llamafactory.extras import logging
+
+from llamafactory_ext.dataset_entry import RECORD
+
+
+logger = logging.get_logger("llamafactory.ext")
+
+_SHOWN = 20
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Wraps the tokenising step; only runs with template ``chatts`` are touched."""
+    preprocess = upstream._get_preprocessed_dataset
+
+    @functools.wraps(preprocess)
+    def preprocess_whole(
+        dataset: Any,
+        data_args: Any,
+        training_args: Any,
+        stage: str,
+        template: Any,
+        tokenizer: Any,
+        processor: Any = None,
+        is_eval: bool = False,
+    ) -> Any:
+        def tokenise(rows: Any, arguments: Any) -> Any:
+            return preprocess(rows, arguments, training_args, stage, template, tokenizer, processor, is_eval=is_eval)
+
+        if dataset is None or not getattr(template.mm_plugin, "reads_series", False):
+            return tokenise(dataset, data_args)
+        unlimited = copy.copy(data_args)
+        unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
+        drop = getattr(data_args, "overlong_records", "error") == "drop"
+        whole = tokenise(dataset, unlimited)
+        if not hasattr(whole, "num_rows"):  # streaming
+            return whole.filter(functools.partial(_fits, limit=data_args.cutoff_len, drop=drop))
+        kept = _select(whole, dataset, data_args.cutoff_len, drop)
+        packs = data_args.packing and stage == "sft" and not (is_eval and training_args.predict_with_generate)
+        if not packs:
+            return whole if len(kept) == len(whole) else whole.select(kept)
+        return tokenise(dataset if len(kept) == len(dataset) else dataset.select(kept), data_args)
+
+    upstream._get_preprocessed_dataset = preprocess_whole
+    return "wrapped"
+
+
+def _select(whole: Any, dataset: Any, limit: int, drop: bool) -> list[int]:
+    """Returns the rows that fit.
+
+    Raises:
+        ValueError: some do not, and ``overlong_records`` is not ``drop``; or none is left.
+    """
+    lengths = token_lengths(whole)
+    overlong = np.flatnonzero(lengths > limit)
+    if not overlong.size:
+        return list(range(len(lengths)))
+    names = [_name(dataset, int(row), len(lengths)) for row in overlong[:_SHOWN]]
+    listing = [f"  {name}: {lengths[row]} tokens" for name, row in zip(names, overlong, strict=False)]
+    if overlong.size > _SHOWN:
+        listing.append(f"  … and {overlong.size - _SHOWN} more")
+    found = f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit} (a series takes one token a patch)"
+    if not drop:
+        raise ValueError(
+            f"{found}:\n" + "\n".join(listing) + f"\nSet `cutoff_len: {lengths.max()}` to keep them all, shorten series "
+            "or answers, or set `overlong_records: drop` to train without them."
+        )
+    logger.warning_rank0(f"{found}; dropped, as `overlong_records: drop` says:\n" + "\n".join(listing))
+    if overlong.size == len(lengths):
+        raise ValueError(f"No record is left: the shortest has {lengths.min()} tokens, cutoff_len is {limit}.")
+    return np.flatnonzero(lengths <= limit).tolist()
+
+
+def token_lengths(tokenised: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Returns the tokens of each row: of the longest ``*input_ids``, and of prompt and answer where they are apart."""
+    columns = [name for name in tokenised.column_names if name.endswith("input_ids")]
+    table = tokenised.select_columns(columns + ["labels"] * ("labels" in tokenised.column_names)).with_format("arrow")[:]
+    sizes = {name: pc.list_value_length(table[name]).to_numpy() for name in table.column_names}
+    longest = np.max([sizes[name] for name in columns], axis=0)
+    if columns == ["input_ids"] and "labels" in sizes:  # for generation: labels are the answer alone
+        longest = np.where(sizes["labels"] == longest, longest, longest + sizes["labels"])
+    return np.asarray(longest, dtype=np.int64)
+
+
+def _name(dataset: Any, row: int, rows: int) -> str:
+    name = dataset[row].get(RECORD) if len(dataset) == rows else None
+    return name if name and name != "record" else f"record {row}"
+
+
+def _fits(example: dict[str, Any], limit: int, drop: bool) -> bool:
+    length = max(len(example[name]) for name in example if name.endswith("input_ids"))
+    if length > limit and not drop:
+        raise ValueError(
+            f"found a record of {length} tokens, cutoff_len is {limit}; raise it, shorten the record, or set "
+            "`overlong_records: drop`"
+        )
+    return length <= limit

@@ -1,0 +1,256 @@
+"""What the plugin adds to LLaMA-Factory, and where.
+
+``SEAMS`` is the whole list. The first entries are LLaMA-Factory's public registries. The others wrap a function or a
+class that is not public, each for the reason given with it; they are checked on the versions below, and a test
+compares upstream's source with what was checked. Nothing else of LLaMA-Factory is touched, and nothing at all where
+the fork has the same feature already.
+
+A seam is put in place when its module has been imported, at once where it was before. One that does not fit does not
+stop a run that has no use for it; a run that has stops with the seam's name and both versions.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from llamafactory_ext import __version__
+
+
+CHECKED = {"llamafactory": ("0.9.4", "0.9.5"), "transformers": ("4.57.6", "5.6.0"), "peft": ("0.17.1", "0.18.1")}
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One place where the plugin meets LLaMA-Factory.
+
+    ``target``: upstream's ``module:attribute``. ``installer``: our ``module:function``, called with upstream's module
+    once the attribute is there and takes ``parameters`` (its first ones, in order). The function returns what it did,
+    or None where upstream has the feature already.
+    """
+
+    target: str
+    installer: str
+    reason: str
+    parameters: tuple[str, ...] = ()
+    public: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.target.partition(":")[0]
+
+    @property
+    def attribute(self) -> str:
+        return self.target.partition(":")[2]
+
+
+SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "llamafactory.data.converter:register_dataset_converter",
+        "llamafactory_ext.converter:install",
+        "data formats `gdsh` and `chatts`",
+        ("name", "dataset_converter"),
+        public=True,
+    ),
+    Seam(
+        "llamafactory.data.mm_plugin:register_mm_plugin",
+        "llamafactory_ext.mm_plugin:install",
+        "mm-plugin `chatts`: a marker to its text and patches, series to tensors",
+        ("name", "plugin_class"),
+        public=True,
+    ),
+    Seam(
+        "llamafactory.data.template:register_template",
+        "llamafactory_ext.template:install",
+        "template `chatts`",
+        ("name",),
+        public=True,
+    ),
+    Seam(
+        "llamafactory.data.parser:DatasetAttr.join",
+        "llamafactory_ext.dataset_entry:install",
+        "`columns` of dataset_info.json are a fixed list upstream; `timeseries` is one more, and implies the format",
+        ("self", "attr"),
+    ),
+    Seam(
+        "llamafactory.data.loader:_load_single_dataset",
+        "llamafactory_ext.loading:install",
+        "annotations mix types in one column, which Arrow refuses; and the faults of a whole file belong in one message",
+        ("dataset_attr", "model_args", "data_args", "training_args"),
+    ),
+    Seam(
+        "llamafactory.data.loader:_get_preprocessed_dataset",
+        "llamafactory_ext.overlong:install",
+        "upstream cuts a record that is too long, silently, in the middle of a series or of an answer's JSON",
+        ("dataset", "data_args", "training_args", "stage", "template", "tokenizer"),
+    ),
+    Seam(
+        "llamafactory.hparams.parser:_TRAIN_ARGS",
+        "llamafactory_ext.arguments:install",
+        "the argument classes are a fixed list; unknown YAML keys are refused",
+    ),
+    Seam(
+        "llamafactory.model.loader:load_config",
+        "llamafactory_ext.checkpoint:install_config",
+        "a ChatTS checkpoint may call itself `qwen2`; transformers would then drop its encoder with a warning only",
+        ("model_args",),
+    ),
+    Seam(
+        "llamafactory.model.loader:AutoProcessor",
+        "llamafactory_ext.checkpoint:install_processor",
+        "transformers refuses a processor that is remote code with a ValueError which upstream does not catch",
+    ),
+    Seam(
+        "llamafactory.model.adapter:patch_target_modules",
+        "llamafactory_ext.encoder_training:install_targets",
+        "LoRA on the encoder's linear layers, whose names are digits and match nothing of `lora_target`",
+        ("model", "finetuning_args", "target_modules"),
+    ),
+    Seam(
+        "llamafactory.model.adapter:get_forbidden_modules",
+        "llamafactory_ext.encoder_training:install_freezing",
+        "`train_timeseries_modules: false` in full and freeze tuning",
+        ("config", "finetuning_args"),
+    ),
+    Seam(
+        "llamafactory.train.sft.trainer:create_custom_optimizer",
+        "llamafactory_ext.encoder_training:install_optimizer",
+        "`timeseries_sft_lr`: a parameter group of its own",
+        ("model", "training_args", "finetuning_args"),
+    ),
+)
+
+
+_states: dict[str, str] = {}
+_failures: dict[str, str] = {}
+
+
+class SeamError(RuntimeError):
+    """LLaMA-Factory does not have a seam as it is expected."""
+
+
+def activate() -> None:
+    """Puts every seam in place: now for modules that are imported, else right after their import. Idempotent."""
+    for seam in SEAMS:
+        if seam.module in sys.modules and not _is_importing(sys.modules[seam.module]):
+            _install(seam)
+    if not any(isinstance(finder, _SeamFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _SeamFinder())
+
+
+def states() -> dict[str, str]:
+    """Returns the state of each seam by its target."""
+    return {seam.target: _states.get(seam.target, "waiting for its module") for seam in SEAMS}
+
+
+def failures() -> dict[str, str]:
+    """Returns what is wrong, by target; empty where everything fits."""
+    return dict(_failures)
+
+
+def require() -> None:
+    """Called wherever a run turns out to need the plugin.
+
+    Raises:
+        SeamError: a seam could not be put in place.
+    """
+    if _failures:
+        raise SeamError(_message())
+
+
+def versions() -> str:
+    """Returns the versions that an error must name."""
+    return f"llamafactory_ext {__version__} with llamafactory {_version('llamafactory')}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _message() -> str:
+    lines = [f"  {target}: {why}" for target, why in _failures.items()]
+    known = " or ".join(CHECKED["llamafactory"])
+    return (
+        f"{versions()}: LLaMA-Factory is not as this plugin expects it.\n"
+        + "\n".join(lines)
+        + f"\nInstall llamafactory {known}, or a llamafactory_ext made for this version. "
+        "LLAMAFACTORY_EXT=0 switches the plugin off."
+    )
+
+
+def _install(seam: Seam) -> None:
+    if seam.target in _states:
+        return
+    module = sys.modules[seam.module]
+    try:
+        _check(seam, module)
+    except SeamError as err:
+        _states[seam.target] = f"missing: {err}"
+        _failures[seam.target] = str(err)
+        from llamafactory_ext.need import run_needs_plugin
+
+        if run_needs_plugin(sys.argv):
+            raise SeamError(_message()) from None
+        return
+    _states[seam.target] = "being put in place"  # installing may import modules that have seams themselves
+    path, _, name = seam.installer.partition(":")
+    installer: Callable[[ModuleType], str | None] = getattr(importlib.import_module(path), name)
+    _states[seam.target] = installer(module) or "left alone: LLaMA-Factory has it already"
+
+
+def _check(seam: Seam, module: ModuleType) -> None:
+    target: object = module
+    for name in seam.attribute.split("."):
+        if not hasattr(target, name):
+            raise SeamError(f"`{seam.attribute}` is gone from {seam.module}")
+        target = getattr(target, name)
+    if seam.parameters and callable(target):
+        found = tuple(inspect.signature(target).parameters)
+        if found[: len(seam.parameters)] != seam.parameters:
+            raise SeamError(f"takes ({', '.join(found)}), expected ({', '.join(seam.parameters)}, …)")
+
+
+def _is_importing(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
+class _SeamFinder(importlib.abc.MetaPathFinder):
+    """Lets a module with seams be found as usual and puts them in place once it has run."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        seams = [seam for seam in SEAMS if seam.module == name and seam.target not in _states]
+        if not seams:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        spec.loader = _SeamLoader(spec.loader, seams)
+        return spec
+
+
+class _SeamLoader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, seams: list[Seam]) -> None:
+        self._loader = loader
+        self._seams = seams
+
+    def __getattr__(self, name: str) -> object:  # get_source, get_filename …, for tracebacks and inspect
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
+        self._loader.exec_module(module)
+        for seam in self._seams:
+            _install(seam)
