@@ -46,10 +46,11 @@ def install(upstream: ModuleType) -> str | None:
         unlimited = copy.copy(data_args)
         unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
         drop = getattr(data_args, "overlong_records", "error") == "drop"
+        reserved = 1 if data_args.packing else 0  # upstream lowers cutoff_len by one where it packs
         whole = tokenise(dataset, unlimited)
         if not hasattr(whole, "num_rows"):  # streaming
             return whole.filter(functools.partial(_fits, limit=data_args.cutoff_len, drop=drop))
-        kept = _select(whole, dataset, data_args.cutoff_len, drop)
+        kept = _select(whole, dataset, data_args.cutoff_len, reserved, drop)
         packs = data_args.packing and stage == "sft" and not (is_eval and training_args.predict_with_generate)
         if not packs:
             return whole if len(kept) == len(whole) else whole.select(kept)
@@ -59,7 +60,7 @@ def install(upstream: ModuleType) -> str | None:
     return "wrapped"
 
 
-def _select(whole: Any, dataset: Any, limit: int, drop: bool) -> list[int]:
+def _select(whole: Any, dataset: Any, limit: int, reserved: int, drop: bool) -> list[int]:
     """Returns the rows that fit.
 
     Raises:
@@ -73,15 +74,15 @@ def _select(whole: Any, dataset: Any, limit: int, drop: bool) -> list[int]:
     listing = [f"  {name}: {lengths[row]} tokens" for name, row in zip(names, overlong, strict=False)]
     if overlong.size > _SHOWN:
         listing.append(f"  … and {overlong.size - _SHOWN} more")
-    found = f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit} (a series takes one token a patch)"
+    found = f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit + reserved} (a series takes one token a patch)"
     if not drop:
         raise ValueError(
-            f"{found}:\n" + "\n".join(listing) + f"\nSet `cutoff_len: {lengths.max()}` to keep them all, shorten series "
+            f"{found}:\n" + "\n".join(listing) + f"\nSet `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series "
             "or answers, or set `overlong_records: drop` to train without them."
         )
     logger.warning_rank0(f"{found}; dropped, as `overlong_records: drop` says:\n" + "\n".join(listing))
     if overlong.size == len(lengths):
-        raise ValueError(f"No record is left: the shortest has {lengths.min()} tokens, cutoff_len is {limit}.")
+        raise ValueError(f"No record is left: the shortest has {lengths.min()} tokens, cutoff_len is {limit + reserved}.")
     return np.flatnonzero(lengths <= limit).tolist()
 
 

@@ -34,6 +34,8 @@ class SeriesFile:
     """Bytes."""
     mtime_ns: int
     """Time of the last change, nanoseconds: with `size`, what a cache must be compared with."""
+    beside: bool
+    """Whether it lies in a folder beside the one that was named, so perhaps belongs to another plant."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def index_series(folder: str | Path) -> SeriesIndex:
         raise GdshError(f"{str(named)!r} {found}; expected the folder of the CSV files: correct the path")
     own, parent = named.resolve(), named.parent.resolve()
     roots = [root for root in _folders(parent) if root != own] if parent != parent.parent else []
-    beside = [file for root in roots for file in _walk(root, parent)]
-    return SeriesIndex(str(named), _tier(list(_walk(own, own, strict=True))), _tier(beside))
+    beside = [file for root in roots for file in _walk(root, parent, beside=True)]
+    return SeriesIndex(str(named), _tier(list(_walk(own, own, beside=False))), _tier(beside))
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -112,12 +114,12 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(entry for entry in visible if not entry.is_symlink() and entry.is_dir())
 
 
-def _walk(root: Path, allowed: Path, *, strict: bool = False) -> Iterator[SeriesFile]:
+def _walk(root: Path, allowed: Path, *, beside: bool) -> Iterator[SeriesFile]:
     """Yield the CSV files under `root`, in order.
 
     Links to folders are not followed: what they may lead to lies under a searched root anyway.
     """
-    for folder, folders, names in os.walk(root, onerror=_refuse if strict else None):
+    for folder, folders, names in os.walk(root, onerror=None if beside else _refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.startswith(".") or not name.lower().endswith(".csv"):
@@ -133,7 +135,7 @@ def _walk(root: Path, allowed: Path, *, strict: bool = False) -> Iterator[Series
                 continue
             if stat.S_ISREG(info.st_mode):
                 stem = unicodedata.normalize("NFC", name[:-4])
-                yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns)
+                yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns, beside)
 
 
 def _refuse(error: OSError) -> None:
