@@ -1,0 +1,93 @@
+"""Every recipe for two optimizer steps on a CPU, through the real command line.
+
+Overridden are model, data set, step count, output and the precision that a CPU lacks; 4 bit is real bitsandbytes,
+several processes are real torchrun over gloo, ZeRO-3 with offload is real DeepSpeed.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Gdsh, annotation, answer, log_history, run_cli
+from safetensors.torch import load_file
+
+
+PLAIN = ("2080ti_qlora", "2080ti_simple", "3060_qlora")
+TORCHRUN = ("2080ti_qlora_safe",)
+DEEPSPEED = ("3090_deepspeed_fp16", "a100_deepspeed_fp16")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set: series of unequal length, one or two of them in a record."""
+    data = Gdsh(tmp_path_factory.mktemp("recipes") / "data")
+    data.csv("a.csv", [i % 7 for i in range(60)])
+    data.csv("b.csv", [0.5, "", 3, -400])
+    records = [annotation("a.jpg", answer((2, 3))), annotation(["a.jpg", "b.jpg"], user="<image> <image>")] * 4
+    return data.records(*records).folder
+
+
+def train(recipe: str, data: Path, model: Path, cwd: Path, *more: str, **environment: str) -> Path:
+    """Runs a recipe for two steps and returns its output folder."""
+    (cwd / "yaml").symlink_to(ROOT / "yaml")  # recipes name DeepSpeed's config relative to the working directory
+    keys = [f"model_name_or_path={model}", "dataset=a", f"dataset_dir={data}", "max_steps=2", "output_dir=out"]
+    precision = ["fp16=false", "bf16=false"]
+    run = run_cli("train", f"yaml/{recipe}.yaml", *keys, *precision, *more, cwd=cwd, timeout=1200, **environment)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return cwd / "out"
+
+
+def check_adapter(output: Path) -> None:
+    """Two steps were logged with finite loss; adapter, plot and a checkpoint that can be resumed are there."""
+    losses = [entry["loss"] for entry in log_history(output) if "loss" in entry]
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)
+    weights = load_file(output / "adapter_model.safetensors")
+    trained = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in weights}
+    encoder = {f"ts_encoder.mlp.{layer}" for layer in (0, 2, 4, 6, 8)}
+    attention = {f"model.layers.{n}.self_attn.{part}_proj" for n in (0, 1) for part in "qkv"}
+    assert trained == encoder | attention
+    moved = {name for name, weight in weights.items() if "lora_B" in name and bool(weight.abs().sum() > 0)}
+    assert moved == {name for name in weights if "lora_B" in name}  # B starts at zero: every one of them has learnt
+    assert (output / "training_loss.png").stat().st_size > 0
+    assert json.loads((output / "adapter_config.json").read_text())["r"] == 8
+
+
+@pytest.mark.parametrize("recipe", PLAIN)
+def test_one_process(recipe: str, data: Path, demo: Path, tmp_path: Path) -> None:
+    output = train(recipe, data, demo / "model", tmp_path)
+    check_adapter(output)
+    assert (output / "checkpoint-2" / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize("recipe", TORCHRUN)
+def test_two_processes(recipe: str, data: Path, demo: Path, tmp_path: Path) -> None:
+    keys = "gradient_accumulation_steps=8"  # the recipe's own advice for two cards
+    check_adapter(train(recipe, data, demo / "model", tmp_path, keys, FORCE_TORCHRUN="1", NPROC_PER_NODE="2"))
+
+
+@pytest.mark.parametrize("recipe", DEEPSPEED)
+def test_deepspeed(recipe: str, data: Path, demo: Path, tmp_path: Path) -> None:
+    check_adapter(train(recipe, data, demo / "model", tmp_path, FORCE_TORCHRUN="1", NPROC_PER_NODE="1"))
+
+
+def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path) -> None:
+    check_adapter(train("2080ti_qlora", data, qwen3_model, tmp_path))
+
+
+def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
+    keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={demo / 'data'}", "output_dir=out"]
+    run = run_cli("train", str(ROOT / "yaml" / "cpu_demo.yaml"), *keys, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    losses = [entry["loss"] for entry in log_history(tmp_path / "out") if "loss" in entry]
+    assert losses[-1] < losses[0] / 2
+    before, after = load_file(demo / "model" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any(name.startswith("ts_encoder") for name in moved)
+    assert (tmp_path / "out" / "training_loss.png").stat().st_size > 0
+
+
+def test_every_recipe_is_run() -> None:
+    assert {path.stem for path in (ROOT / "yaml").glob("*.yaml")} == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo"}

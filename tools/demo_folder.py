@@ -1,0 +1,40 @@
+"""Writes a folder whole or not at all, and never over one that the demo did not make."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+MARKER = ".made-by-demo"
+
+
+class ForeignFolderError(Exception):
+    """The folder to be written exists and does not carry the demo's marker file."""
+
+
+def refuse_foreign(target: Path) -> None:
+    """Raise ForeignFolderError if `target` exists, is not an empty folder, and was not made by the demo."""
+    made_here = (target / MARKER).is_file()
+    empty = target.is_dir() and not any(target.iterdir())
+    if os.path.lexists(target) and not made_here and not empty:
+        raise ForeignFolderError(
+            f"{target} exists and was not made by the demo (it has no {MARKER}); "
+            "move it away or name another folder: python tools/demo.py DIR"
+        )
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """Give an empty temporary folder, which takes `target`'s place if the block ends without an error."""
+    refuse_foreign(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        (new / MARKER).write_text("Made by tools/demo.py, which replaces this folder when it runs again.\n")
+        yield new
+        if os.path.lexists(target):
+            target.rename(Path(scratch) / "old")
+        new.rename(target)
