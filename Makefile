@@ -1,0 +1,41 @@
+# Both targets do all the set-up themselves, in .venv. Needs Python 3.11 or newer and git.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint clean
+
+# The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, then runs the main recipe on the result.
+demo: .venv/installed-train
+	python tools/demo.py demo
+	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/cpu_demo.yaml
+	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/2080ti_qlora.yaml model_name_or_path=saves/demo \
+	    dataset=gdsh_demo fp16=false gradient_accumulation_steps=2 max_steps=4 warmup_ratio=0 \
+	    overwrite_output_dir=true output_dir=saves/demo_adapter
+	@echo
+	@echo "saves/demo          the trained demo model, trainer_state.json, training_loss.png"
+	@echo "saves/demo_adapter  a 4-bit LoRA adapter on top of it, made by yaml/2080ti_qlora.yaml"
+
+# Every check: lint, types, tests.
+test: .venv/installed-dev lint
+	python -m pytest
+
+lint: .venv/installed-dev
+	ruff check .
+	ruff format --check .
+	mypy
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+
+.venv/installed-train: pyproject.toml .venv/bin/python
+	python -m pip install --quiet -e '.[train]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml .venv/bin/python
+	python -m pip install --quiet -e '.[train,deepspeed,dev]'
+	touch $@ .venv/installed-train
+
+clean:
+	rm -rf .venv demo saves
