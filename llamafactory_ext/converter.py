@@ -43,8 +43,10 @@ class Notes:
     markers_moved: int = 0
     values_filled: int = 0
     series_beside: int = 0
+    names_differ: int = 0
     answers_rewritten: int = 0
     entries_without_interval: int = 0
+    answers_emptied: int = 0
     duplicate_entries: int = 0
 
 
@@ -98,7 +100,8 @@ class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
             file = self.index.find(picture)
             found = _read(file)
             notes.values_filled += found.filled
-            notes.series_beside += file not in self.index.own.files
+            notes.series_beside += file.beside
+            notes.names_differ += file.stem != PurePosixPath(picture.replace("\\", "/")).stem
             series.append(found.values)
         example = {**example, "messages": copy.deepcopy(example["messages"])}
         self._place_markers(example["messages"], len(series), notes)
@@ -132,6 +135,7 @@ class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
             message[content] = answer.text
             notes.answers_rewritten += answer.rewritten
             notes.entries_without_interval += answer.without_interval
+            notes.answers_emptied += bool(notes.entries_without_interval and not answer.intervals)
             notes.duplicate_entries += answer.duplicates
 
 

@@ -35,8 +35,10 @@ _WORDING = {
     "markers_moved": "prompts without marker, series put in front",
     "values_filled": "values that were no finite number, interpolated in place",
     "series_beside": "series found in a folder beside `folder`",
+    "names_differ": "series whose CSV is named differently from the picture (one name ends with the other)",
     "answers_rewritten": "answers rewritten as one JSON object",
     "entries_without_interval": "answer entries without interval left out",
+    "answers_emptied": "answers that have no interval left, and now say that nothing was found",
     "duplicate_entries": "duplicate answer entries left out",
 }
 

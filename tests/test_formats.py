@@ -174,7 +174,7 @@ def test_counts_are_logged(gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest
     gdsh.csv("数据集far.csv", [1, 2, 3], folder="hbsn")
     records = [
         annotation("gaps.jpg", f"{answer((1, 1))},{answer((1, 1))},{{'type': '无异常'}}"),
-        annotation("far.jpg", user="no marker"),
+        annotation("far.jpg", "{'type': '无异常'}", user="no marker"),
     ]
     run = tokenise(gdsh.records(*records).folder)
     assert run["train_dataset"][0]["audios"] == [[1, 2, 3, 4, 4]]
@@ -183,8 +183,10 @@ def test_counts_are_logged(gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest
         "1 prompts without marker, series put in front (in 1 records).",
         "3 values that were no finite number, interpolated in place (in 1 records).",
         "1 series found in a folder beside `folder` (in 1 records).",
-        "1 answers rewritten as one JSON object (in 1 records).",
-        "1 answer entries without interval left out (in 1 records).",
+        "1 series whose CSV is named differently from the picture (one name ends with the other) (in 1 records).",
+        "2 answers rewritten as one JSON object (in 2 records).",
+        "2 answer entries without interval left out (in 2 records).",
+        "1 answers that have no interval left, and now say that nothing was found (in 1 records).",
         "1 duplicate answer entries left out (in 1 records).",
     ]
 
