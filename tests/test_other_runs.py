@@ -1,6 +1,7 @@
 """What does not need the plugin runs as if it were not there; what only brushes it works too."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,41 @@ def test_text_beside_series(text_data: Path, demo: Path, tmp_path: Path) -> None
     found = losses(tmp_path / "run", recipe, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert len(found) == 4
     assert all(0 < loss < 20 for loss in found)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "chatts"])
+def test_published_checkpoint_without_its_code(model_type: str, demo: Path, tmp_path: Path) -> None:
+    """As published: `auto_map` to Python files beside it, a processor that is remote code. None of it is executed."""
+    model = tmp_path / "published"
+    shutil.copytree(demo / "model", model)
+    for module in ("configuration_x", "modeling_x", "processing_x"):
+        (model / f"{module}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit('executed')\n")
+    auto_map = {
+        "AutoConfig": "configuration_x.C",
+        "AutoModel": "modeling_x.M",
+        "AutoModelForCausalLM": "modeling_x.M",
+        "AutoProcessor": "processing_x.P",
+    }
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": auto_map}))
+    (model / "processor_config.json").write_text(
+        json.dumps({"processor_class": "P", "auto_map": {"AutoProcessor": "processing_x.P"}})
+    )
+    data = Gdsh(tmp_path / "data")
+    data.csv("a.csv", range(30))
+    data.records(*[annotation()] * 2)
+    recipe = {**RECIPE, "model_name_or_path": str(model), "dataset_dir": str(data.folder), "dataset": "a"}
+    found = losses(tmp_path / "run", {**recipe, "template": "chatts", "max_steps": 1, "lora_target": "q_proj"})
+    assert 0 < found[0] < 20
+
+    export = {"model_name_or_path": str(model), "adapter_name_or_path": "out", "template": "chatts"}
+    (tmp_path / "run" / "export.yaml").write_text(json.dumps({**export, "export_dir": "merged", "export_size": 1}))
+    run = run_cli("export", "export.yaml", cwd=tmp_path / "run")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    merged = tmp_path / "run" / "merged"
+    exported = json.loads((merged / "config.json").read_text())
+    kept = {key: exported[key] for key in ("model_type", "auto_map", "architectures", "ts", "rope_theta")}
+    assert kept == {**{key: config[key] for key in kept if key in config}, "model_type": model_type, "auto_map": auto_map}
+    for module in ("configuration_x", "modeling_x", "processing_x"):
+        assert (merged / f"{module}.py").read_bytes() == (model / f"{module}.py").read_bytes()
+    assert not (tmp_path / "executed").exists()
