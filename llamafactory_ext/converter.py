@@ -10,10 +10,9 @@ Public registry of ``llamafactory.data.converter``; its converters are what ours
 import copy
 import functools
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -75,11 +74,10 @@ class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         require()
-        folder = os.path.join(self.data_args.dataset_dir, self.dataset_attr.folder)
         # Files with size and time of change: part of what datasets hashes, so that a changed CSV is read anew.
-        self.index = index_series(folder)
+        self.index = index_series(Path(self.data_args.dataset_dir, self.dataset_attr.folder))
         self.version = __version__
-        self.dataset_attr = copy.copy(self.dataset_attr)
+        self.dataset_attr: Any = copy.copy(self.dataset_attr)
         self.dataset_attr.messages, self.dataset_attr.system = "messages", "system"
         self.dataset_attr.images = self.dataset_attr.tools = None
 
@@ -146,7 +144,6 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
     def __post_init__(self) -> None:
         require()
         self.version = __version__
-        self.position = 0
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         return _settled(lambda: self._convert(example), "record")
@@ -189,7 +186,7 @@ def _settled(convert: Callable[[], Converted], name: str) -> dict[str, Any]:
         converted = convert()
     except (GdshError, SeriesError) as err:
         blank = [{"role": role, "content": ""} for role in ("user", "assistant")]
-        output = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
+        output: dict[str, Any] = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
         output |= dict.fromkeys(("_images", "_videos"))
         converted = Converted(output, [], Notes(fault=str(err)))
     return {

@@ -1,8 +1,8 @@
 """Loads a data set in one of our formats, and says what was found in it.
 
-Wraps ``_load_single_dataset`` of ``llamafactory.data.loader``. Before it, records are brought to one shape, since Arrow
-refuses a file whose column holds a string here and a list there. After it, what the converter noted is collected: all
-faults in one message, counts in the log. That is before the model is loaded.
+Wraps ``_load_single_dataset`` of ``llamafactory.data.loader``. Before it, records are brought to one shape, since
+Arrow refuses a file whose column holds a string here and a list there. After it, what the converter noted is
+collected: all faults in one message, counts in the log. That is before the model is loaded.
 """
 
 import copy
@@ -62,7 +62,7 @@ def install(upstream: ModuleType) -> str | None:
         dataset = _load(dataset_attr, source, cache, upstream_load)
         return _settle(dataset, source)
 
-    upstream._load_single_dataset = load_with_series
+    upstream._load_single_dataset = load_with_series  # type: ignore[attr-defined]
     return "wrapped"
 
 
@@ -70,7 +70,8 @@ def _load(attr: Any, source: Path, cache: Path, upstream_load: Callable[[Any], A
     if attr.formatting == "gdsh":
         if not source.is_file():
             raise FileNotFoundError(f"{source} is not a file; `file_name` of a gdsh entry names one JSON file.")
-        return upstream_load(_pointing_to(attr, _write_lines(source, cache, _annotation_lines(attr, source), str(attr.__dict__))))
+        lines = _write_lines(source, cache, _annotation_lines(attr, source), str(attr.__dict__))
+        return upstream_load(_pointing_to(attr, lines))
     try:
         return upstream_load(attr)
     except DatasetGenerationError:
@@ -78,7 +79,8 @@ def _load(attr: Any, source: Path, cache: Path, upstream_load: Callable[[Any], A
         if not source.is_file():
             raise
         logger.info_rank0(f"{source} mixes types in one column; reading it record by record.")
-        return upstream_load(_pointing_to(attr, _write_lines(source, cache, _chatts_lines(attr, source), attr.timeseries)))
+        lines = _write_lines(source, cache, _chatts_lines(attr, source), attr.timeseries)
+        return upstream_load(_pointing_to(attr, lines))
 
 
 def _pointing_to(attr: Any, path: Path) -> Any:
@@ -99,9 +101,9 @@ def _write_lines(source: Path, cache: Path, lines: Iterable[str], settings: str)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink()
             raise
     return target
 

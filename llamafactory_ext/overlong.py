@@ -22,6 +22,8 @@ logger = logging.get_logger("llamafactory.ext")
 
 _SHOWN = 20
 
+Lengths = np.ndarray[Any, np.dtype[np.int64]]
+
 
 def install(upstream: ModuleType) -> str | None:
     """Wraps the tokenising step; only runs with template ``chatts`` are touched."""
@@ -47,54 +49,56 @@ def install(upstream: ModuleType) -> str | None:
         unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
         drop = getattr(data_args, "overlong_records", "error") == "drop"
         reserved = 1 if data_args.packing else 0  # upstream lowers cutoff_len by one where it packs
+        generates = stage == "ppo" or (stage == "sft" and is_eval and training_args.predict_with_generate)
         whole = tokenise(dataset, unlimited)
         if not hasattr(whole, "num_rows"):  # streaming
             return whole.filter(functools.partial(_fits, limit=data_args.cutoff_len, drop=drop))
-        kept = _select(whole, dataset, data_args.cutoff_len, reserved, drop)
-        packs = data_args.packing and stage == "sft" and not (is_eval and training_args.predict_with_generate)
-        if not packs:
+        kept = _fitting(token_lengths(whole, generates), dataset, data_args.cutoff_len, reserved, drop)
+        if not data_args.packing or stage != "sft" or generates:
             return whole if len(kept) == len(whole) else whole.select(kept)
         return tokenise(dataset if len(kept) == len(dataset) else dataset.select(kept), data_args)
 
-    upstream._get_preprocessed_dataset = preprocess_whole
+    upstream._get_preprocessed_dataset = preprocess_whole  # type: ignore[attr-defined]
     return "wrapped"
 
 
-def _select(whole: Any, dataset: Any, limit: int, reserved: int, drop: bool) -> list[int]:
+def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bool) -> list[int]:
     """Returns the rows that fit.
 
     Raises:
         ValueError: some do not, and ``overlong_records`` is not ``drop``; or none is left.
     """
-    lengths = token_lengths(whole)
     overlong = np.flatnonzero(lengths > limit)
     if not overlong.size:
         return list(range(len(lengths)))
-    names = [_name(dataset, int(row), len(lengths)) for row in overlong[:_SHOWN]]
-    listing = [f"  {name}: {lengths[row]} tokens" for name, row in zip(names, overlong, strict=False)]
+    listing = [f"  {_name(dataset, int(row), len(lengths))}: {lengths[row]} tokens" for row in overlong[:_SHOWN]]
     if overlong.size > _SHOWN:
         listing.append(f"  … and {overlong.size - _SHOWN} more")
-    found = f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit + reserved} (a series takes one token a patch)"
+    found = (
+        f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit + reserved} "
+        "(a series takes one token a patch)"
+    )
     if not drop:
-        raise ValueError(
-            f"{found}:\n" + "\n".join(listing) + f"\nSet `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series "
-            "or answers, or set `overlong_records: drop` to train without them."
+        listing.append(
+            f"Set `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series or answers, or set "
+            "`overlong_records: drop` to train without them."
         )
-    logger.warning_rank0(f"{found}; dropped, as `overlong_records: drop` says:\n" + "\n".join(listing))
+        raise ValueError("\n".join([f"{found}:", *listing]))
+    logger.warning_rank0("\n".join([f"{found}; dropped, as `overlong_records: drop` says:", *listing]))
     if overlong.size == len(lengths):
-        raise ValueError(f"No record is left: the shortest has {lengths.min()} tokens, cutoff_len is {limit + reserved}.")
-    return np.flatnonzero(lengths <= limit).tolist()
+        shortest = lengths.min()
+        raise ValueError(f"No record is left: the shortest has {shortest} tokens, cutoff_len is {limit + reserved}.")
+    return [int(row) for row in np.flatnonzero(lengths <= limit)]
 
 
-def token_lengths(tokenised: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Returns the tokens of each row: of the longest ``*input_ids``, and of prompt and answer where they are apart."""
+def token_lengths(tokenised: Any, generates: bool = False) -> Lengths:
+    """Returns the tokens of each row: its longest ``*input_ids``; for generation, prompt and answer together."""
     columns = [name for name in tokenised.column_names if name.endswith("input_ids")]
-    table = tokenised.select_columns(columns + ["labels"] * ("labels" in tokenised.column_names)).with_format("arrow")[:]
-    sizes = {name: pc.list_value_length(table[name]).to_numpy() for name in table.column_names}
+    wanted = [*columns, "labels"] if generates else columns
+    table = tokenised.select_columns(wanted).with_format("arrow")[:]
+    sizes = {name: pc.list_value_length(table[name]).to_numpy() for name in wanted}
     longest = np.max([sizes[name] for name in columns], axis=0)
-    if columns == ["input_ids"] and "labels" in sizes:  # for generation: labels are the answer alone
-        longest = np.where(sizes["labels"] == longest, longest, longest + sizes["labels"])
-    return np.asarray(longest, dtype=np.int64)
+    return np.asarray(longest + sizes["labels"] if generates else longest, dtype=np.int64)
 
 
 def _name(dataset: Any, row: int, rows: int) -> str:

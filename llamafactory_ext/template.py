@@ -1,4 +1,4 @@
-"""Template ``chatts``: ChatML with the mm-plugin of the same name. Public registry of ``llamafactory.data.template``."""
+"""Template ``chatts``: ChatML with the mm-plugin of that name. Public registry of ``llamafactory.data.template``."""
 
 from types import ModuleType
 
@@ -15,7 +15,9 @@ def install(upstream: ModuleType) -> str | None:
         format_system=string(slots=["<|im_start|>system\n{{content}}<|im_end|>\n"]),
         format_function=function(slots=["{{content}}<|im_end|>\n"], tool_format="qwen"),
         format_observation=string(
-            slots=["<|im_start|>user\n<tool_response>\n{{content}}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"]
+            slots=[
+                "<|im_start|>user\n<tool_response>\n{{content}}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+            ]
         ),
         format_tools=tool(tool_format="qwen"),
         default_system="You are a helpful assistant.",

@@ -1,4 +1,4 @@
-"""What the tests share: the demo, a small GDSH data set to spoil, and LLaMA-Factory run in this process or in its own."""
+"""What the tests share: the demo, a GDSH data set to spoil, and LLaMA-Factory run in this process or in its own."""
 
 import json
 import logging
@@ -121,11 +121,12 @@ def tokenise(demo: Path, tmp_path: Path) -> Callable[..., Any]:
 def run_cli(*arguments: str, cwd: Path, timeout: int = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the real ``llamafactory-cli`` of this environment in a process of its own."""
     cli = Path(sys.executable).with_name("llamafactory-cli")
-    environment = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PATH": path_of_environment(), **environment}
+    # One thread: the models are tiny, and threads that wait for one another take most of the time of two cores.
+    defaults = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [str(cli), *arguments],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, **defaults, "PATH": path_of_environment(), **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -27,8 +27,9 @@ def unequal(gdsh: Gdsh) -> Path:
 
 
 def load(model: Path) -> Any:
-    from llamafactory_ext.model import ChatTSProcessor  # noqa: F401  (registers the model)
     from transformers import AutoModelForCausalLM
+
+    from llamafactory_ext.model import ChatTSProcessor  # noqa: F401  (registers the model)
 
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_pretrained(model, attn_implementation="sdpa").eval()

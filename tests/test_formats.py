@@ -341,9 +341,7 @@ class TestOverlong:
         with pytest.raises(ValueError, match="do not fit"):
             tokenise(gdsh.folder, cutoff_len=fits - 1)
 
-    def test_dropped_on_request(
-        self, gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest.LogCaptureFixture
-    ) -> None:
+    def test_dropped_on_request(self, gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest.LogCaptureFixture) -> None:
         run = tokenise(self.long_and_short(gdsh), cutoff_len=300, overlong_records="drop")
         assert len(run["train_dataset"]) == 1
         assert "1 of 2 records do not fit cutoff_len 300 (a series takes one token a patch); dropped" in log.text

@@ -58,7 +58,11 @@ def replies(model_folder: Path, series: list[list[float]]) -> list[str]:
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     with torch.no_grad():
         output = model.generate(
-            **inputs, max_new_tokens=100, do_sample=False, eos_token_id=end, pad_token_id=processor.tokenizer.pad_token_id
+            **inputs,
+            max_new_tokens=100,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=processor.tokenizer.pad_token_id,
         )
     return list(processor.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 

@@ -94,7 +94,9 @@ def test_published_checkpoint_without_its_code(model_type: str, demo: Path, tmp_
     model = tmp_path / "published"
     shutil.copytree(demo / "model", model)
     for module in ("configuration_x", "modeling_x", "processing_x"):
-        (model / f"{module}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit('executed')\n")
+        (model / f"{module}.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w')\nraise SystemExit('executed')\n"
+        )
     auto_map = {
         "AutoConfig": "configuration_x.C",
         "AutoModel": "modeling_x.M",
@@ -120,7 +122,11 @@ def test_published_checkpoint_without_its_code(model_type: str, demo: Path, tmp_
     merged = tmp_path / "run" / "merged"
     exported = json.loads((merged / "config.json").read_text())
     kept = {key: exported[key] for key in ("model_type", "auto_map", "architectures", "ts", "rope_theta")}
-    assert kept == {**{key: config[key] for key in kept if key in config}, "model_type": model_type, "auto_map": auto_map}
+    assert kept == {
+        **{key: config[key] for key in kept if key in config},
+        "model_type": model_type,
+        "auto_map": auto_map,
+    }
     for module in ("configuration_x", "modeling_x", "processing_x"):
         assert (merged / f"{module}.py").read_bytes() == (model / f"{module}.py").read_bytes()
     assert not (tmp_path / "executed").exists()

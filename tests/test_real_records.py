@@ -19,7 +19,7 @@ def train(cwd: Path, **keys: Any) -> list[float]:
     recipe = {"stage": "sft", "do_train": True, "finetuning_type": "lora", "template": "chatts", "max_steps": 2}
     recipe |= {"lora_target": "q_proj,k_proj,v_proj", "per_device_train_batch_size": 1, "logging_steps": 1}
     recipe |= {"output_dir": "out", "report_to": "none", "cutoff_len": 8192, "use_cpu": True}
-    (cwd / "recipe.yaml").write_text(json.dumps({**recipe, **{k: v for k, v in keys.items()}}))
+    (cwd / "recipe.yaml").write_text(json.dumps({**recipe, **dict(keys.items())}))
     run = run_cli("train", "recipe.yaml", cwd=cwd)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     return [entry["loss"] for entry in log_history(cwd / "out") if "loss" in entry]
