@@ -5,7 +5,12 @@ import importlib.metadata
 import sys
 
 from llamafactory_ext import __version__, register
-from llamafactory_ext.autoload import enabled
+
+
+_AUTOLOADED = "llamafactory_ext.autoload" in sys.modules  # before the next line imports it
+
+from llamafactory_ext.autoload import enabled  # noqa: E402
+from llamafactory_ext.dataset_entry import FORMATS  # noqa: E402
 
 
 _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "pandas")
@@ -20,8 +25,12 @@ def main() -> int:
     if not enabled():
         print("Switched off: LLAMAFACTORY_EXT=0 is set. LLaMA-Factory runs as if this package were not installed.")
         return 0
+    if not _AUTOLOADED:
+        print("Autoload: missing. No llamafactory_ext.pth in this Python's site-packages: LLaMA-Factory runs as if")
+        print("this package were not installed. Install it with pip, not by a copy or through PYTHONPATH.")
+        return 1
     try:
-        converter, template = _load()
+        formats, templates = _load()
     except Exception as err:  # whatever an install can have wrong, it is told here
         print(f"LLaMA-Factory can't be imported: {type(err).__name__}: {err}")
         print('Install it with the versions that fit together: pip install "llamafactory-ext[train]"')
@@ -30,19 +39,23 @@ def main() -> int:
     for seam in register.SEAMS:
         kind = "public" if seam.public else "seam"
         print(f"  {kind:7} {seam.target.removeprefix('llamafactory.'):48} {register.states()[seam.target]}")
-    formats = [name for name in ("gdsh", "chatts") if name in converter.DATASET_CONVERTERS]
-    print(f"Data formats: {', '.join(formats) or 'none'}. Template: {'chatts' if 'chatts' in template.TEMPLATES else 'none'}.")
-    print("Autoload: " + ("in place." if "llamafactory_ext.autoload" in sys.modules else "missing."))
+    print(f"Data formats: {', '.join(formats) or 'none'}. Template: {', '.join(templates) or 'none'}.")
+    print("Autoload: in place.")
     print("Off switch: LLAMAFACTORY_EXT=0.")
-    for target, why in register.failures().items():
+    wrong = {target: state for target, state in register.states().items() if state == register.WAITING}
+    wrong |= register.failures()
+    for target, why in wrong.items():
         print(f"WRONG {target}: {why}")
-    return 1 if register.failures() or len(formats) < 2 or "chatts" not in template.TEMPLATES else 0
+    return 1 if wrong or len(formats) < len(FORMATS) or not templates else 0
 
 
-def _load() -> tuple[object, ...]:
-    for module in dict.fromkeys(seam.module for seam in register.SEAMS):
+def _load() -> tuple[list[str], list[str]]:
+    """Imports every module that has a seam; returns which of our formats and templates are registered."""
+    for module in dict.fromkeys(seam.module for seam in register.SEAMS if seam.target not in register.failures()):
         importlib.import_module(module)
-    return tuple(sys.modules[f"llamafactory.data.{name}"] for name in ("converter", "template"))
+    converters = getattr(sys.modules.get("llamafactory.data.converter"), "DATASET_CONVERTERS", {})
+    templates = getattr(sys.modules.get("llamafactory.data.template"), "TEMPLATES", {})
+    return [name for name in FORMATS if name in converters], ["chatts"] if "chatts" in templates else []
 
 
 def _version(name: str) -> str:

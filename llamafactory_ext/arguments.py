@@ -4,6 +4,7 @@ Replaces two classes in the lists of ``llamafactory.hparams.parser`` by subclass
 of the encoder's keys are the fork's, so that its recipes carry over.
 """
 
+import math
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
@@ -20,6 +21,11 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
         },
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlong_records not in ("error", "drop"):  # a recipe's values are not checked against the annotation
+            raise ValueError(f"`overlong_records` is {self.overlong_records!r}; expected `error` or `drop`.")
+
 
 @dataclass
 class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
@@ -28,15 +34,17 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
     )
     train_timeseries_modules: bool = field(
         default=True,
-        metadata={"help": "Train the time-series encoder too: LoRA on its linear layers, or all of it in full tuning."},
+        metadata={
+            "help": "Train the time-series encoder too: LoRA on its linear layers, or all of it in full tuning."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.timeseries_sft_lr is None:
             return
-        if self.timeseries_sft_lr <= 0:
-            raise ValueError(f"`timeseries_sft_lr` is {self.timeseries_sft_lr}; expected a positive number.")
+        if not isinstance(self.timeseries_sft_lr, int | float) or not 0 < self.timeseries_sft_lr < math.inf:
+            raise ValueError(f"`timeseries_sft_lr` is {self.timeseries_sft_lr!r}; expected a positive number.")
         if self.stage != "sft":
             raise ValueError(f"`timeseries_sft_lr` works in stage `sft`, not `{self.stage}`; remove it.")
         if not self.train_timeseries_modules:
@@ -56,4 +64,6 @@ def install(upstream: ModuleType) -> str | None:
     for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS"):
         classes = getattr(upstream, name, [])
         classes[:] = [ours.get(one, one) for one in classes]
+    if not set(ours.values()) <= set(upstream._TRAIN_ARGS):
+        raise TypeError(f"`_TRAIN_ARGS` lacks one of {', '.join(base.__name__ for base in ours)}")
     return f"extended {', '.join(base.__name__ for base in ours)}" if ours else None

@@ -12,21 +12,34 @@ import os
 import sys
 
 
+TYPE_CHECKING = False  # as in typing, which costs too much to import here
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import MetaPathFinder
+    from types import ModuleType
+    from typing import Any
+
+
 class LlamaFactoryWaiter:
-    """Meta path finder that finds nothing: it only notices when ``llamafactory`` is about to be imported."""
+    """Meta path finder that only notices when ``llamafactory`` is about to be imported.
+
+    Or one of our own modules, which import LLaMA-Factory in turn: a worker process that unpickles a converter starts
+    with ours. ``register`` alone needs no hook, and is what switching on imports.
+    """
 
     @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
-        if name == "llamafactory":
-            cls.switch_on()
+    def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":
+        if name == "llamafactory" or (name.startswith("llamafactory_ext.") and name != "llamafactory_ext.register"):
+            return cls.switch_on().find_spec(name, path, target)
+        return None
 
     @classmethod
-    def switch_on(cls) -> None:
+    def switch_on(cls) -> "MetaPathFinder":
         if cls in sys.meta_path:
             sys.meta_path.remove(cls)
         from llamafactory_ext import register
 
-        register.activate()
+        return register.activate()
 
 
 def enabled() -> bool:

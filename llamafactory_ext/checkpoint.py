@@ -5,14 +5,13 @@ Wraps ``load_config`` and ``AutoProcessor`` of ``llamafactory.model.loader``; fr
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 from llamafactory_ext.model import ChatTSProcessor, read_config
 from llamafactory_ext.register import require
 
 
-def install_config(upstream: ModuleType) -> str | None:
+def install_config(upstream: Any) -> str | None:
     """Wraps ``load_config``."""
     load_config = upstream.load_config
 
@@ -33,10 +32,10 @@ def install_config(upstream: ModuleType) -> str | None:
     return "wrapped"
 
 
-def install_processor(upstream: ModuleType) -> str | None:
+def install_processor(upstream: Any) -> str | None:
     """Puts a class in place of ``AutoProcessor`` that asks the config first."""
 
-    class AutoProcessor(upstream.AutoProcessor):  # type: ignore[misc, name-defined]
+    class AutoProcessor(upstream.AutoProcessor):  # type: ignore[misc]
         @classmethod
         def from_pretrained(cls, path: str, **kwargs: Any) -> Any:
             config = read_config(path, **kwargs)

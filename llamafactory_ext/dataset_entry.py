@@ -42,7 +42,9 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
     if formatting not in FORMATS:
         return entry
     if "file_name" not in entry:
-        raise ValueError(f"dataset_info.json: an entry with formatting `{formatting}` needs `file_name`, a local file.")
+        raise ValueError(
+            f"dataset_info.json: an entry with formatting `{formatting}` needs `file_name`, a local file."
+        )
     if formatting == "gdsh" and not entry.get("folder"):
         raise ValueError(
             f"dataset_info.json: the entry of {entry['file_name']} has formatting `gdsh` but no `folder`; "
@@ -50,9 +52,8 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
         )
     columns = {**_COLUMNS[formatting], **columns}
     tags = {**_TAGS[formatting], **entry.get("tags", {})}
-    return {**entry, "formatting": formatting, "columns": columns, "tags": tags} if tags else {
-        **entry, "formatting": formatting, "columns": columns
-    }
+    completed = {**entry, "formatting": formatting, "columns": columns}
+    return {**completed, "tags": tags} if tags else completed  # an empty `tags` would unset upstream's defaults
 
 
 def install(upstream: ModuleType) -> str | None:

@@ -5,7 +5,6 @@ Wraps ``patch_target_modules`` and ``get_forbidden_modules`` of ``llamafactory.m
 """
 
 import functools
-from types import ModuleType
 from typing import Any
 
 from llamafactory.extras import logging
@@ -20,7 +19,7 @@ logger = logging.get_logger("llamafactory.ext")
 _ENCODER = "ts_encoder"
 
 
-def install_targets(upstream: ModuleType) -> str | None:
+def install_targets(upstream: Any) -> str | None:
     """Adds the encoder's linear layers, by their full names, to LoRA's targets."""
     patch_target_modules = upstream.patch_target_modules
 
@@ -28,7 +27,9 @@ def install_targets(upstream: ModuleType) -> str | None:
     def patch_with_encoder(model: Any, finetuning_args: Any, target_modules: list[str]) -> Any:
         if not is_chatts(model.config):
             return patch_target_modules(model, finetuning_args, target_modules)
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_encoder(name)]
+        linear = [
+            name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_encoder(name)
+        ]
         # `lora_target: all` finds the encoder's layers as "0", "2", …, which would match every decoder layer.
         targets = [name for name in target_modules if not name.isdigit() and name not in linear]
         if finetuning_args.train_timeseries_modules:
@@ -40,7 +41,7 @@ def install_targets(upstream: ModuleType) -> str | None:
     return "wrapped"
 
 
-def install_freezing(upstream: ModuleType) -> str | None:
+def install_freezing(upstream: Any) -> str | None:
     """Forbids training the encoder where ``train_timeseries_modules`` is false."""
     get_forbidden_modules = upstream.get_forbidden_modules
 
@@ -55,7 +56,7 @@ def install_freezing(upstream: ModuleType) -> str | None:
     return "wrapped"
 
 
-def install_optimizer(upstream: ModuleType) -> str | None:
+def install_optimizer(upstream: Any) -> str | None:
     """Gives the encoder a parameter group of its own where ``timeseries_sft_lr`` is set."""
     create_custom_optimizer = upstream.create_custom_optimizer
 
@@ -87,7 +88,12 @@ def optimizer_with_encoder_lr(model: nn.Module, training_args: Any, encoder_lr: 
     if not encoder:
         raise ValueError("`timeseries_sft_lr` is set but no parameter of a time-series encoder is trained; remove it.")
     optimizer_class, optimizer_kwargs = Trainer.get_optimizer_cls_and_kwargs(training_args, model)
-    decaying = set(_decaying(model))
+    if optimizer_kwargs.keys() & {"params", "model", "optimizer_dict"}:
+        raise ValueError(
+            "`timeseries_sft_lr` does not work with the `optim` that was chosen, which groups parameters itself; "
+            "remove one of them."
+        )
+    decaying = set(Trainer.get_decay_parameter_names(None, model))  # takes nothing from the instance
     groups = []
     for in_encoder in (False, True):  # the language model first: the Trainer logs the first group's rate
         for decays in (True, False):
@@ -102,14 +108,6 @@ def optimizer_with_encoder_lr(model: nn.Module, training_args: Any, encoder_lr: 
         f"of the rest: {training_args.learning_rate}."
     )
     return optimizer_class(groups, **optimizer_kwargs)
-
-
-def _decaying(model: nn.Module) -> list[str]:
-    """Returns the parameters that weight decay applies to: all but biases and norms, as in the Trainer."""
-    norms = tuple(
-        f"{name}." for name, module in model.named_modules() if "norm" in type(module).__name__.lower() and name
-    )
-    return [name for name, _ in model.named_parameters() if not name.endswith("bias") and not name.startswith(norms)]
 
 
 def _in_encoder(name: str) -> bool:

@@ -5,8 +5,8 @@ class that is not public, each for the reason given with it; they are checked on
 compares upstream's source with what was checked. Nothing else of LLaMA-Factory is touched, and nothing at all where
 the fork has the same feature already.
 
-A seam is put in place when its module has been imported, at once where it was before. One that does not fit does not
-stop a run that has no use for it; a run that has stops with the seam's name and both versions.
+A seam is put in place when its module has been imported, at once where it was before. One that does not fit, whatever
+the reason, does not stop a run that has no use for it; a run that has stops with the seam's name and both versions.
 """
 
 import importlib
@@ -48,6 +48,10 @@ class Seam:
     def attribute(self) -> str:
         return self.target.partition(":")[2]
 
+    @property
+    def own_module(self) -> str:
+        return self.installer.partition(":")[0]
+
 
 SEAMS: tuple[Seam, ...] = (
     Seam(
@@ -80,14 +84,14 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "llamafactory.data.loader:_load_single_dataset",
         "llamafactory_ext.loading:install",
-        "annotations mix types in one column, which Arrow refuses; and the faults of a whole file belong in one message",
+        "annotations mix types in one column, which Arrow refuses; and all faults of a file belong in one message",
         ("dataset_attr", "model_args", "data_args", "training_args"),
     ),
     Seam(
         "llamafactory.data.loader:_get_preprocessed_dataset",
         "llamafactory_ext.overlong:install",
         "upstream cuts a record that is too long, silently, in the middle of a series or of an answer's JSON",
-        ("dataset", "data_args", "training_args", "stage", "template", "tokenizer"),
+        ("dataset", "data_args", "training_args", "stage", "template", "tokenizer", "processor", "is_eval"),
     ),
     Seam(
         "llamafactory.hparams.parser:_TRAIN_ARGS",
@@ -126,6 +130,8 @@ SEAMS: tuple[Seam, ...] = (
 )
 
 
+WAITING = "waiting for its module"
+
 _states: dict[str, str] = {}
 _failures: dict[str, str] = {}
 
@@ -134,18 +140,26 @@ class SeamError(RuntimeError):
     """LLaMA-Factory does not have a seam as it is expected."""
 
 
-def activate() -> None:
-    """Puts every seam in place: now for modules that are imported, else right after their import. Idempotent."""
+def activate() -> "_SeamFinder":
+    """Puts every seam in place: now for modules that are imported, else right after their import. Idempotent.
+
+    Raises:
+        SeamError: a seam can't be put in place, and the command line tells that this run needs it.
+    """
+    active = next((finder for finder in sys.meta_path if isinstance(finder, _SeamFinder)), None)
+    finder = active or _SeamFinder()
+    if active is None:
+        sys.meta_path.insert(0, finder)
+    _install_waiting()
     for seam in SEAMS:
-        if seam.module in sys.modules and not _is_importing(sys.modules[seam.module]):
-            _install(seam)
-    if not any(isinstance(finder, _SeamFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _SeamFinder())
+        if seam.target not in _states and seam.module not in sys.modules and _is_gone(seam.module):
+            _fail(seam, f"there is no module {seam.module}")
+    return finder
 
 
 def states() -> dict[str, str]:
     """Returns the state of each seam by its target."""
-    return {seam.target: _states.get(seam.target, "waiting for its module") for seam in SEAMS}
+    return {seam.target: _states.get(seam.target, WAITING) for seam in SEAMS}
 
 
 def failures() -> dict[str, str]:
@@ -186,36 +200,70 @@ def _message() -> str:
     )
 
 
-def _install(seam: Seam) -> None:
-    if seam.target in _states:
-        return
-    module = sys.modules[seam.module]
-    try:
-        _check(seam, module)
-    except SeamError as err:
-        _states[seam.target] = f"missing: {err}"
-        _failures[seam.target] = str(err)
-        from llamafactory_ext.need import run_needs_plugin
+def _install_waiting() -> None:
+    for seam in SEAMS:
+        if seam.module in sys.modules and not _is_importing(sys.modules[seam.module]):
+            _install(seam)
 
-        if run_needs_plugin(sys.argv):
-            raise SeamError(_message()) from None
+
+def _install(seam: Seam) -> None:
+    if seam.target in _states or any(_is_half_imported(other) for other in SEAMS):
+        return
+    upstream = sys.modules[seam.module]
+    misfit = _misfit(seam, upstream)
+    if misfit:
+        _fail(seam, misfit)
         return
     _states[seam.target] = "being put in place"  # installing may import modules that have seams themselves
-    path, _, name = seam.installer.partition(":")
-    installer: Callable[[ModuleType], str | None] = getattr(importlib.import_module(path), name)
-    _states[seam.target] = installer(module) or "left alone: LLaMA-Factory has it already"
+    try:
+        installer: Callable[[ModuleType], str | None] = getattr(
+            importlib.import_module(seam.own_module), seam.installer.partition(":")[2]
+        )
+        _states[seam.target] = installer(upstream) or "left alone: LLaMA-Factory has it already"
+    except SeamError:
+        raise
+    except Exception as err:  # an unknown version can differ in any way, and must not stop a run that needs nothing
+        _fail(seam, f"{seam.installer} failed: {type(err).__name__}: {err}", err)
 
 
-def _check(seam: Seam, module: ModuleType) -> None:
+def _fail(seam: Seam, why: str, cause: Exception | None = None) -> None:
+    _states[seam.target] = f"missing: {why}"
+    _failures[seam.target] = why
+    from llamafactory_ext.need import run_needs_plugin
+
+    if run_needs_plugin(sys.argv):
+        raise SeamError(_message()) from cause
+
+
+def _misfit(seam: Seam, module: ModuleType) -> str | None:
     target: object = module
     for name in seam.attribute.split("."):
         if not hasattr(target, name):
-            raise SeamError(f"`{seam.attribute}` is gone from {seam.module}")
+            return f"`{seam.attribute}` is gone from {seam.module}"
         target = getattr(target, name)
     if seam.parameters and callable(target):
         found = tuple(inspect.signature(target).parameters)
         if found[: len(seam.parameters)] != seam.parameters:
-            raise SeamError(f"takes ({', '.join(found)}), expected ({', '.join(seam.parameters)}, …)")
+            return f"takes ({', '.join(found)}), expected ({', '.join(seam.parameters)}, …)"
+    return None
+
+
+def _is_gone(module: str) -> bool:
+    """True where LLaMA-Factory is installed without this module. Nothing is imported to find out."""
+    path: Sequence[str] | None = None
+    names = module.split(".")
+    for depth in range(1, len(names) + 1):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(names[:depth]), path)
+        if spec is None:
+            return depth > 1  # no LLaMA-Factory at all is not a matter of seams
+        path = spec.submodule_search_locations or []
+    return False
+
+
+def _is_half_imported(seam: Seam) -> bool:
+    """True where our module was imported first and is just importing upstream's: all seams wait until it has run."""
+    own = sys.modules.get(seam.own_module)
+    return own is not None and seam.target not in _states and not hasattr(own, seam.installer.partition(":")[2])
 
 
 def _is_importing(module: ModuleType) -> bool:
@@ -223,25 +271,23 @@ def _is_importing(module: ModuleType) -> bool:
 
 
 class _SeamFinder(importlib.abc.MetaPathFinder):
-    """Lets a module with seams be found as usual and puts them in place once it has run."""
+    """Lets a module with seams, upstream's or ours, be found as usual and puts them in place once it has run."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        seams = [seam for seam in SEAMS if seam.module == name and seam.target not in _states]
-        if not seams:
+        if not any(name in (seam.module, seam.own_module) and seam.target not in _states for seam in SEAMS):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
-        spec.loader = _SeamLoader(spec.loader, seams)
+        spec.loader = _SeamLoader(spec.loader)
         return spec
 
 
 class _SeamLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader, seams: list[Seam]) -> None:
+    def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
-        self._seams = seams
 
     def __getattr__(self, name: str) -> object:  # get_source, get_filename …, for tracebacks and inspect
         return getattr(self._loader, name)
@@ -252,5 +298,7 @@ class _SeamLoader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
         self._loader.exec_module(module)
-        for seam in self._seams:
-            _install(seam)
+        for seam in SEAMS:
+            if seam.module == module.__name__:  # counts as being imported until this returns
+                _install(seam)
+        _install_waiting()

@@ -1,0 +1,96 @@
+"""The package's YAML keys go through LLaMA-Factory's own parser, and their bad values are told there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+Parse = Callable[..., tuple[Any, ...]]
+
+
+@pytest.fixture
+def parse(tmp_path: Path) -> Parse:
+    from llamafactory.hparams import get_train_args
+
+    def parse_recipe(**values: Any) -> tuple[Any, ...]:
+        recipe = {
+            "model_name_or_path": "none",
+            "stage": "sft",
+            "do_train": True,
+            "dataset": "none",
+            "template": "chatts",
+            "output_dir": str(tmp_path),
+            "report_to": "none",
+        }
+        return tuple(get_train_args(recipe | values))
+
+    return parse_recipe
+
+
+def test_defaults(parse: Parse) -> None:
+    _, data_args, _, finetuning_args, _ = parse()
+    assert data_args.overlong_records == "error"
+    assert finetuning_args.timeseries_sft_lr is None
+    assert finetuning_args.train_timeseries_modules is True
+
+
+def test_keys_reach_the_arguments(parse: Parse) -> None:
+    _, data_args, _, finetuning_args, _ = parse(overlong_records="drop", timeseries_sft_lr=2e-5)
+    assert data_args.overlong_records == "drop"
+    assert finetuning_args.timeseries_sft_lr == 2e-5
+    assert parse(train_timeseries_modules=False)[3].train_timeseries_modules is False
+
+
+def test_upstreams_own_checks_still_run(parse: Parse) -> None:
+    _, data_args, _, finetuning_args, _ = parse(dataset="a, b", lora_target="q_proj,k_proj")
+    assert data_args.dataset == ["a", "b"]
+    assert finetuning_args.lora_target == ["q_proj", "k_proj"]
+    with pytest.raises(ValueError, match="mask_history"):
+        parse(mask_history=True, train_on_prompt=True)
+
+
+@pytest.mark.parametrize("rate", [0, -1e-5, float("nan"), float("inf"), "fast"])
+def test_learning_rate_must_be_positive(parse: Parse, rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"`timeseries_sft_lr` is .*; expected a positive number\."):
+        parse(timeseries_sft_lr=rate)
+
+
+def test_learning_rate_in_another_stage(parse: Parse) -> None:
+    with pytest.raises(ValueError, match=r"`timeseries_sft_lr` works in stage `sft`, not `dpo`; remove it\."):
+        parse(timeseries_sft_lr=1e-5, stage="dpo")
+    assert parse(stage="dpo")[3].train_timeseries_modules is True
+
+
+def test_learning_rate_of_what_is_not_trained(parse: Parse) -> None:
+    with pytest.raises(ValueError, match=r"`train_timeseries_modules` is false; remove one of them\."):
+        parse(timeseries_sft_lr=1e-5, train_timeseries_modules=False)
+
+
+@pytest.mark.parametrize("value", ["maybe", True, None, "Drop"])
+def test_overlong_records_must_be_known(parse: Parse, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"`overlong_records` is .*; expected `error` or `drop`\."):
+        parse(overlong_records=value)
+
+
+def test_unknown_key_is_still_refused(parse: Parse) -> None:
+    with pytest.raises(ValueError, match=r"not used by the HfArgumentParser: \['timeseries_lr'\]"):
+        parse(timeseries_lr=1e-5)
+
+
+def test_command_line(parse: Parse, tmp_path: Path) -> None:
+    from llamafactory.hparams import get_train_args
+
+    arguments = "--model_name_or_path none --do_train --dataset none --template chatts --report_to none"
+    ours = "--timeseries_sft_lr 1e-5 --train_timeseries_modules true --overlong_records drop"
+    _, data_args, _, finetuning_args, _ = get_train_args([*f"{arguments} {ours} --output_dir".split(), str(tmp_path)])
+    assert (data_args.overlong_records, finetuning_args.timeseries_sft_lr) == ("drop", 1e-5)
+
+
+def test_inference_accepts_the_same_recipe() -> None:
+    from llamafactory.hparams import get_infer_args
+
+    keys = {"overlong_records": "drop", "timeseries_sft_lr": 1e-5, "train_timeseries_modules": True}
+    _, data_args, finetuning_args, _ = get_infer_args({"model_name_or_path": "none", "template": "chatts", **keys})
+    assert (data_args.overlong_records, finetuning_args.timeseries_sft_lr) == ("drop", 1e-5)

@@ -1,0 +1,97 @@
+"""Upstream's source at each seam is what was looked at. Moved source fails here before it fails in a run."""
+
+import ast
+import textwrap
+
+import pytest
+import upstream
+
+from llamafactory_ext import register
+
+
+DIGESTS = {
+    "llamafactory.data.converter:register_dataset_converter": {
+        "0.9.4": "53b2bfd2f8268c7a",
+        "0.9.5": "53b2bfd2f8268c7a",
+    },
+    "llamafactory.data.mm_plugin:register_mm_plugin": {
+        "0.9.4": "a154220ae3709f42",
+        "0.9.5": "a154220ae3709f42",
+    },
+    "llamafactory.data.template:register_template": {
+        "0.9.4": "c7b2c839bcfc0a0b",
+        "0.9.5": "434da6c3559669ab",
+    },
+    "llamafactory.data.parser:DatasetAttr.join": {
+        "0.9.4": "193e3abae4700bd9",
+        "0.9.5": "193e3abae4700bd9",
+    },
+    "llamafactory.data.loader:_load_single_dataset": {
+        "0.9.4": "9c0e87848621a50f",
+        "0.9.5": "9c0e87848621a50f",
+    },
+    "llamafactory.data.loader:_get_preprocessed_dataset": {
+        "0.9.4": "459484d52d8ec340",
+        "0.9.5": "459484d52d8ec340",
+    },
+    "llamafactory.hparams.parser:_TRAIN_ARGS": {
+        "0.9.4": "6388ffe40269e610",
+        "0.9.5": "f9e196d12a5a1169",
+    },
+    "llamafactory.model.loader:load_config": {
+        "0.9.4": "f83e309bce1711ba",
+        "0.9.5": "c0fcb3dd7829816f",
+    },
+    "llamafactory.model.loader:AutoProcessor": {
+        "0.9.4": "3c4a4c9a9a83f86a",
+        "0.9.5": "3c4a4c9a9a83f86a",
+    },
+    "llamafactory.model.adapter:patch_target_modules": {
+        "0.9.4": "65a5d3f177b7b5ff",
+        "0.9.5": "2e3c323914c34d25",
+    },
+    "llamafactory.model.adapter:get_forbidden_modules": {
+        "0.9.4": "fe853698e4250937",
+        "0.9.5": "4c537668c71cfa4c",
+    },
+    "llamafactory.train.sft.trainer:create_custom_optimizer": {
+        "0.9.4": "180ac377aeee56c9",
+        "0.9.5": "530fbefc32ba646b",
+    },
+}
+BY_TARGET = {seam.target: seam for seam in register.SEAMS}
+
+
+def test_every_seam_is_watched() -> None:
+    assert list(DIGESTS) == list(upstream.SOURCES) == list(BY_TARGET)
+    for seam in register.SEAMS:
+        assert seam.reason and (seam.public or seam.module)
+        assert set(DIGESTS[seam.target]) == set(register.CHECKED["llamafactory"])
+
+
+@pytest.mark.parametrize("target", DIGESTS)
+def test_source_is_what_was_checked(target: str) -> None:
+    version, seam = upstream.installed_version(), BY_TARGET[target]
+    found = upstream.digest(upstream.installed_root(), target)
+    recheck = (
+        f"Read {', '.join(upstream.SOURCES[target])} against {seam.installer} ({seam.reason}), run the tests, then "
+        "record what `python tests/upstream.py` prints, here and the version in register.CHECKED."
+    )
+    recorded = DIGESTS[target].get(version)
+    assert recorded is not None, f"{target}: llamafactory {version} has not been checked. {recheck}"
+    assert found == recorded, f"{target}: upstream's source has moved in llamafactory {version}. {recheck}"
+
+
+@pytest.mark.parametrize("seam", [seam for seam in register.SEAMS if seam.parameters], ids=lambda seam: seam.attribute)
+def test_parameters_are_those_in_the_source(seam: register.Seam) -> None:
+    """Read from the file: what is imported is our own wrapper already."""
+    name = seam.attribute.rpartition(".")[2]
+    (place,) = [
+        place if place.endswith(f":{name}") else f"{place}.{name}"
+        for place in upstream.SOURCES[seam.target]
+        if place.endswith(f":{name}") or f":{seam.attribute}".startswith(f"{place[place.index(':') :]}.")
+    ]
+    (function,) = ast.parse(textwrap.dedent(upstream.source_of(upstream.installed_root(), place))).body
+    assert isinstance(function, ast.FunctionDef)
+    names = tuple(argument.arg for argument in function.args.posonlyargs + function.args.args)
+    assert names[: len(seam.parameters)] == seam.parameters

@@ -1,0 +1,195 @@
+"""LLaMA-Factory as tests need it: its source, changed copies of it, processes that import it.
+
+``python tests/upstream.py`` prints the digests of the installed version, to be recorded in ``test_seams.py``.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+# What each seam builds on, in LLaMA-Factory's own files: what is wrapped or subclassed, and who calls it.
+SOURCES: dict[str, tuple[str, ...]] = {
+    "llamafactory.data.converter:register_dataset_converter": (
+        "data/converter.py:register_dataset_converter",
+        "data/converter.py:AlpacaDatasetConverter",
+        "data/converter.py:SharegptDatasetConverter",
+        "data/converter.py:align_dataset",
+    ),
+    "llamafactory.data.mm_plugin:register_mm_plugin": (
+        "data/mm_plugin.py:register_mm_plugin",
+        "data/mm_plugin.py:get_mm_plugin",
+        "data/mm_plugin.py:BasePlugin",
+    ),
+    "llamafactory.data.template:register_template": ("data/template.py:register_template",),
+    "llamafactory.data.parser:DatasetAttr.join": ("data/parser.py:DatasetAttr",),
+    "llamafactory.data.loader:_load_single_dataset": ("data/loader.py:_load_single_dataset",),
+    "llamafactory.data.loader:_get_preprocessed_dataset": (
+        "data/loader.py:_get_preprocessed_dataset",
+        "data/loader.py:_get_dataset_processor",
+    ),
+    "llamafactory.hparams.parser:_TRAIN_ARGS": (
+        "hparams/parser.py:_TRAIN_ARGS",
+        "hparams/parser.py:_INFER_ARGS",
+        "hparams/parser.py:_EVAL_ARGS",
+        "hparams/parser.py:_parse_train_args",
+    ),
+    "llamafactory.model.loader:load_config": (
+        "model/loader.py:load_config",
+        "model/loader.py:_get_init_kwargs",
+        "model/loader.py:load_model",
+    ),
+    "llamafactory.model.loader:AutoProcessor": ("model/loader.py:load_tokenizer",),
+    "llamafactory.model.adapter:patch_target_modules": (
+        "model/model_utils/visual.py:patch_target_modules",
+        "model/adapter.py:_setup_lora_tuning",
+    ),
+    "llamafactory.model.adapter:get_forbidden_modules": (
+        "model/model_utils/visual.py:get_forbidden_modules",
+        "model/adapter.py:_setup_full_tuning",
+        "model/adapter.py:_setup_freeze_tuning",
+    ),
+    "llamafactory.train.sft.trainer:create_custom_optimizer": (
+        "train/trainer_utils.py:create_custom_optimizer",
+        "train/sft/trainer.py:CustomSeq2SeqTrainer.create_optimizer",
+    ),
+}
+
+
+def installed_root() -> Path:
+    """Returns the folder of the installed package, without importing it."""
+    spec = importlib.util.find_spec("llamafactory")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def installed_version() -> str:
+    return importlib.metadata.version("llamafactory")
+
+
+def source_of(root: Path, place: str) -> str:
+    """Returns the source of ``file.py:name`` or ``file.py:Class.name`` as it stands in the file.
+
+    Raises:
+        LookupError: there is no such definition.
+    """
+    file, _, names = place.partition(":")
+    text = (root / file).read_text("utf-8")
+    node: Any = ast.parse(text)
+    for name in names.split("."):
+        node = next((child for child in node.body if _defines(child, name)), None)
+        if node is None:
+            raise LookupError(f"{place} is not there")
+    return ast.get_source_segment(text, node) or ""
+
+
+def _defines(node: ast.AST, name: str) -> bool:
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    return getattr(node, "name", None) == name
+
+
+def digest(root: Path, target: str) -> str:
+    """Returns the SHA-256 of everything that the seam builds on, its first 16 digits."""
+    text = "\n".join(source_of(root, place) for place in SOURCES[target])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def copy_with(folder: Path, replacements: Mapping[str, Sequence[tuple[str, str]]]) -> Path:
+    """Copies LLaMA-Factory's package into ``folder``, changed; returns ``folder``, for ``PYTHONPATH``.
+
+    Arguments:
+        replacements: for each file the texts to replace, all occurrences; a file of the same name with ``->`` and a
+            new name after it is renamed.
+    """
+    copy = folder / "llamafactory"
+    shutil.copytree(installed_root(), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, texts in replacements.items():
+        old_name, _, new_name = file.partition("->")
+        content = (copy / old_name).read_text("utf-8")
+        for old, new in texts:
+            assert old in content, f"{old!r} is not in {old_name}"
+            content = content.replace(old, new)
+        (copy / old_name).unlink()
+        (copy / (new_name or old_name)).write_text(content, "utf-8")
+    return folder
+
+
+def run(arguments: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in ``folder`` as a user would: the plugin on, no access to any hub."""
+    dropped = ("LLAMAFACTORY_EXT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    kept |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(argument) for argument in arguments]
+    return subprocess.run(
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def run_json_each(codes: Sequence[str], folder: Path, **environment: str) -> list[Any]:
+    """Runs pieces of Python code, none of which sees what another one did; returns what each printed, read as JSON.
+
+    They run in forks of one process that has imported what takes long (torch, transformers) and nothing that matters.
+    """
+    driver = f"""
+import os, sys
+import datasets, peft, torch, transformers
+assert not [name for name in sys.modules if name.split(".")[0] == "llamafactory"]
+for code in {list(codes)!r}:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        exec(compile(code, "<test>", "exec"), {{"__name__": "__main__"}})
+        sys.stdout.flush()
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(1)
+"""
+    done = run([sys.executable, "-c", driver], folder, **environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "["))]
+    assert len(results) == len(codes), done.stdout
+    return results
+
+
+def script(name: str) -> Path:
+    """Returns a console script of this interpreter's environment, or of the one that it borrows packages from."""
+    for folder in [
+        Path(sys.executable).parent,
+        *(Path(path).parents[2] / "bin" for path in sys.path if "site-" in path),
+    ]:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name} is not installed beside {sys.executable}")
+
+
+def convert_in_child(converter: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """Runs a converter that came through pickle into a fresh process; tells what is registered there too."""
+    converted = converter(record)
+    from llamafactory.data.converter import DATASET_CONVERTERS
+    from llamafactory.data.template import TEMPLATES
+
+    own = DATASET_CONVERTERS.get("chatts") is type(converter)
+    return {"converted": converted, "converter_is_registered": own, "template": "chatts" in TEMPLATES}
+
+
+def expand_in_child(plugin: Any, messages: list[dict[str, str]], series: list[list[float]], processor: Any) -> Any:
+    """Runs an mm-plugin that came through pickle into a fresh process."""
+    from llamafactory.data.mm_plugin import PLUGINS
+
+    expanded = plugin.process_messages(messages, [], [], series, processor)
+    return {"expanded": expanded, "plugin_is_registered": PLUGINS.get("chatts") is type(plugin)}
+
+
+if __name__ == "__main__":
+    print(f'"{installed_version()}"')
+    for seam in SOURCES:
+        print(f'    "{seam}": "{digest(installed_root(), seam)}",')
