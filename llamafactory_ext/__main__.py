@@ -1,7 +1,6 @@
 """``python -m llamafactory_ext``: what is active here. Exit status 1 if something is wrong."""
 
 import importlib
-import importlib.metadata
 import sys
 
 from llamafactory_ext import __version__, register
@@ -11,6 +10,7 @@ _AUTOLOADED = "llamafactory_ext.autoload" in sys.modules  # before the next line
 
 from llamafactory_ext.autoload import enabled  # noqa: E402
 from llamafactory_ext.dataset_entry import FORMATS  # noqa: E402
+from llamafactory_ext.installed import CHECKED, on_fork, version  # noqa: E402
 
 
 _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "pandas")
@@ -20,8 +20,8 @@ def main() -> int:
     """Prints versions, seams and their state, template, formats and the off switch."""
     print(f"llamafactory_ext {__version__}, Python {sys.version.split()[0]}")
     for name in _PACKAGES:
-        checked = register.CHECKED.get(name)
-        print(f"  {name:14} {_version(name)}" + (f"  (checked with {', '.join(checked)})" if checked else ""))
+        checked = CHECKED.get(name)
+        print(f"  {name:14} {version(name)}" + (f"  (checked with {', '.join(checked)})" if checked else ""))
     if not enabled():
         print("Switched off: LLAMAFACTORY_EXT=0 is set. LLaMA-Factory runs as if this package were not installed.")
         return 0
@@ -33,9 +33,9 @@ def main() -> int:
         formats, templates = _load()
     except Exception as err:  # whatever an install can have wrong, it is told here
         print(f"LLaMA-Factory can't be imported: {type(err).__name__}: {err}")
-        print('Install it with the versions that fit together: pip install "llamafactory-ext[train]"')
+        print("Install versions that fit together, from this project's folder: pip install '.[train]'")
         return 1
-    print("Where it meets LLaMA-Factory:")
+    print("Where it meets LLaMA-Factory" + (" (the fork: only what it lacks):" if on_fork() else ":"))
     for seam in register.SEAMS:
         kind = "public" if seam.public else "seam"
         print(f"  {kind:7} {seam.target.removeprefix('llamafactory.'):48} {register.states()[seam.target]}")
@@ -46,7 +46,8 @@ def main() -> int:
     wrong |= register.failures()
     for target, why in wrong.items():
         print(f"WRONG {target}: {why}")
-    return 1 if wrong or len(formats) < len(FORMATS) or not templates else 0
+    missing = not templates or "gdsh" not in formats or ("chatts" not in formats and not on_fork())
+    return 1 if wrong or missing else 0
 
 
 def _load() -> tuple[list[str], list[str]]:
@@ -56,13 +57,6 @@ def _load() -> tuple[list[str], list[str]]:
     converters = getattr(sys.modules.get("llamafactory.data.converter"), "DATASET_CONVERTERS", {})
     templates = getattr(sys.modules.get("llamafactory.data.template"), "TEMPLATES", {})
     return [name for name in FORMATS if name in converters], ["chatts"] if "chatts" in templates else []
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Data formats ``gdsh`` (raw annotations) and ``chatts`` (``input``, ``output``, ``timeseries``).
 
-A record becomes LLaMA-Factory's ``_prompt``, ``_response`` and, as lists of numbers, ``_audios``; markers stay
-``<ts><ts/>`` until the template is applied. A converter never raises for a record: it runs in worker processes, where
-the first fault would hide the others. What it found goes into the column ``_notes``, which ``loading`` reads.
+A record becomes LLaMA-Factory's ``_prompt``, ``_response`` and, as lists of numbers, ``_audios`` (on the fork
+``_timeseries``); markers stay ``<ts><ts/>`` until the template is applied. A converter never raises for a record: it
+runs in worker processes, where the first fault would hide the others. What it found goes into the column ``_notes``,
+which ``loading`` reads.
 
 Public registry of ``llamafactory.data.converter``; its converters are what ours build on. Checked on 0.9.5.
 """
@@ -30,8 +31,12 @@ from llamafactory_ext.gdsh import (
     place_markers,
     read_series,
 )
+from llamafactory_ext.installed import on_fork
 from llamafactory_ext.register import require
 from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
+
+
+_SERIES = "_timeseries" if on_fork() else "_audios"
 
 
 @dataclass
@@ -59,10 +64,10 @@ class Converted:
 
 
 def install(upstream: ModuleType) -> str | None:
-    """Registers both converters, each unless one of that name is there."""
+    """Registers both converters, each unless one of that name is there; on the fork only `gdsh`."""
     added = []
     for name, converter in (("gdsh", GdshDatasetConverter), ("chatts", ChatTSDatasetConverter)):
-        if name not in upstream.DATASET_CONVERTERS:
+        if name not in upstream.DATASET_CONVERTERS and not (name == "chatts" and on_fork()):
             upstream.register_dataset_converter(name, converter)
             added.append(name)
     return f"registered {', '.join(added)}" if added else None
@@ -191,7 +196,7 @@ def _settled(convert: Callable[[], Converted], name: str) -> dict[str, Any]:
         converted = Converted(output, [], Notes(fault=str(err)))
     return {
         **converted.output,
-        "_audios": [one.tolist() for one in converted.series] or None,
+        _SERIES: [one.tolist() for one in converted.series] or None,
         RECORD: name,
         NOTES: json.dumps(asdict(converted.notes)),
     }

@@ -39,9 +39,13 @@ def install(upstream: ModuleType) -> str | None:
         tokenizer: Any,
         processor: Any = None,
         is_eval: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         def tokenise(rows: Any, arguments: Any) -> Any:
-            return preprocess(rows, arguments, training_args, stage, template, tokenizer, processor, is_eval=is_eval)
+            return preprocess(
+                rows, arguments, training_args, stage, template, tokenizer, processor, is_eval, *args, **kwargs
+            )
 
         if dataset is None or not getattr(template.mm_plugin, "reads_series", False):
             return tokenise(dataset, data_args)

@@ -10,19 +10,14 @@ the reason, does not stop a run that has no use for it; a run that has stops wit
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from llamafactory_ext import __version__
-
-
-CHECKED = {"llamafactory": ("0.9.4", "0.9.5"), "transformers": ("4.57.6", "5.6.0"), "peft": ("0.17.1", "0.18.1")}
+from llamafactory_ext.hook import AfterImport, is_gone, is_importing
+from llamafactory_ext.installed import CHECKED, on_fork, versions
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Seam:
 
     ``target``: upstream's ``module:attribute``. ``installer``: our ``module:function``, called with upstream's module
     once the attribute is there and takes ``parameters`` (its first ones, in order). The function returns what it did,
-    or None where upstream has the feature already.
+    or None where upstream has the feature already. ``on_fork``: whether the fork lacks it too.
     """
 
     target: str
@@ -39,6 +34,7 @@ class Seam:
     reason: str
     parameters: tuple[str, ...] = ()
     public: bool = False
+    on_fork: bool = False
 
     @property
     def module(self) -> str:
@@ -60,6 +56,7 @@ SEAMS: tuple[Seam, ...] = (
         "data formats `gdsh` and `chatts`",
         ("name", "dataset_converter"),
         public=True,
+        on_fork=True,
     ),
     Seam(
         "llamafactory.data.mm_plugin:register_mm_plugin",
@@ -80,12 +77,14 @@ SEAMS: tuple[Seam, ...] = (
         "llamafactory_ext.dataset_entry:install",
         "`columns` of dataset_info.json are a fixed list upstream; `timeseries` is one more, and implies the format",
         ("self", "attr"),
+        on_fork=True,
     ),
     Seam(
         "llamafactory.data.loader:_load_single_dataset",
         "llamafactory_ext.loading:install",
         "annotations mix types in one column, which Arrow refuses; and all faults of a file belong in one message",
         ("dataset_attr", "model_args", "data_args", "training_args"),
+        on_fork=True,
     ),
     Seam(
         "llamafactory.data.loader:_get_preprocessed_dataset",
@@ -140,21 +139,19 @@ class SeamError(RuntimeError):
     """LLaMA-Factory does not have a seam as it is expected."""
 
 
-def activate() -> "_SeamFinder":
+def activate() -> AfterImport:
     """Puts every seam in place: now for modules that are imported, else right after their import. Idempotent.
 
     Raises:
         SeamError: a seam can't be put in place, and the command line tells that this run needs it.
     """
-    active = next((finder for finder in sys.meta_path if isinstance(finder, _SeamFinder)), None)
-    finder = active or _SeamFinder()
-    if active is None:
-        sys.meta_path.insert(0, finder)
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
     _install_waiting()
     for seam in SEAMS:
-        if seam.target not in _states and seam.module not in sys.modules and _is_gone(seam.module):
+        if seam.target not in _states and seam.module not in sys.modules and is_gone(seam.module):
             _fail(seam, f"there is no module {seam.module}")
-    return finder
+    return _finder
 
 
 def states() -> dict[str, str]:
@@ -177,18 +174,6 @@ def require() -> None:
         raise SeamError(_message())
 
 
-def versions() -> str:
-    """Returns the versions that an error must name."""
-    return f"llamafactory_ext {__version__} with llamafactory {_version('llamafactory')}"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 def _message() -> str:
     lines = [f"  {target}: {why}" for target, why in _failures.items()]
     known = " or ".join(CHECKED["llamafactory"])
@@ -202,12 +187,15 @@ def _message() -> str:
 
 def _install_waiting() -> None:
     for seam in SEAMS:
-        if seam.module in sys.modules and not _is_importing(sys.modules[seam.module]):
+        if seam.module in sys.modules and not is_importing(sys.modules[seam.module]):
             _install(seam)
 
 
 def _install(seam: Seam) -> None:
     if seam.target in _states or any(_is_half_imported(other) for other in SEAMS):
+        return
+    if on_fork() and not seam.on_fork:
+        _states[seam.target] = "left alone: the fork has its own"
         return
     upstream = sys.modules[seam.module]
     misfit = _misfit(seam, upstream)
@@ -248,57 +236,21 @@ def _misfit(seam: Seam, module: ModuleType) -> str | None:
     return None
 
 
-def _is_gone(module: str) -> bool:
-    """True where LLaMA-Factory is installed without this module. Nothing is imported to find out."""
-    path: Sequence[str] | None = None
-    names = module.split(".")
-    for depth in range(1, len(names) + 1):
-        spec = importlib.machinery.PathFinder.find_spec(".".join(names[:depth]), path)
-        if spec is None:
-            return depth > 1  # no LLaMA-Factory at all is not a matter of seams
-        path = spec.submodule_search_locations or []
-    return False
-
-
 def _is_half_imported(seam: Seam) -> bool:
     """True where our module was imported first and is just importing upstream's: all seams wait until it has run."""
     own = sys.modules.get(seam.own_module)
     return own is not None and seam.target not in _states and not hasattr(own, seam.installer.partition(":")[2])
 
 
-def _is_importing(module: ModuleType) -> bool:
-    return bool(getattr(module.__spec__, "_initializing", False))
+def _has_waiting_seam(module: str) -> bool:
+    return any(module in (seam.module, seam.own_module) and seam.target not in _states for seam in SEAMS)
 
 
-class _SeamFinder(importlib.abc.MetaPathFinder):
-    """Lets a module with seams, upstream's or ours, be found as usual and puts them in place once it has run."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if not any(name in (seam.module, seam.own_module) and seam.target not in _states for seam in SEAMS):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return spec
-        spec.loader = _SeamLoader(spec.loader)
-        return spec
+def _after_import(module: ModuleType) -> None:
+    for seam in SEAMS:
+        if seam.module == module.__name__:  # counts as being imported until this returns
+            _install(seam)
+    _install_waiting()
 
 
-class _SeamLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str) -> object:  # get_source, get_filename …, for tracebacks and inspect
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
-        self._loader.exec_module(module)
-        for seam in SEAMS:
-            if seam.module == module.__name__:  # counts as being imported until this returns
-                _install(seam)
-        _install_waiting()
+_finder = AfterImport(_has_waiting_seam, _after_import)

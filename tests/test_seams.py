@@ -7,6 +7,7 @@ import pytest
 import upstream
 
 from llamafactory_ext import register
+from llamafactory_ext.installed import CHECKED
 
 
 DIGESTS = {
@@ -66,7 +67,7 @@ def test_every_seam_is_watched() -> None:
     assert list(DIGESTS) == list(upstream.SOURCES) == list(BY_TARGET)
     for seam in register.SEAMS:
         assert seam.reason and (seam.public or seam.module)
-        assert set(DIGESTS[seam.target]) == set(register.CHECKED["llamafactory"])
+        assert set(DIGESTS[seam.target]) == set(CHECKED["llamafactory"])
 
 
 @pytest.mark.parametrize("target", DIGESTS)
@@ -75,7 +76,7 @@ def test_source_is_what_was_checked(target: str) -> None:
     found = upstream.digest(upstream.installed_root(), target)
     recheck = (
         f"Read {', '.join(upstream.SOURCES[target])} against {seam.installer} ({seam.reason}), run the tests, then "
-        "record what `python tests/upstream.py` prints, here and the version in register.CHECKED."
+        "record what `python tests/upstream.py` prints, here and the version in installed.CHECKED."
     )
     recorded = DIGESTS[target].get(version)
     assert recorded is not None, f"{target}: llamafactory {version} has not been checked. {recheck}"
