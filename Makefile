@@ -16,9 +16,9 @@ demo: .venv/installed-train
 	@echo "saves/demo          the trained demo model, trainer_state.json, training_loss.png"
 	@echo "saves/demo_adapter  a 4-bit LoRA adapter on top of it, made by yaml/2080ti_qlora.yaml"
 
-# Every check: lint, types, tests.
+# Every check: lint, types, tests. One thread a process: the models are tiny, and threads would wait for one another.
 test: .venv/installed-dev lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadscope
 
 lint: .venv/installed-dev
 	ruff check .
