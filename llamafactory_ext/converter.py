@@ -154,6 +154,7 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
         return _settled(lambda: self._convert(example), "record")
 
     def _convert(self, example: dict[str, Any]) -> Converted:
+        self._check_columns(example)
         series = as_series_list(example[self.dataset_attr.timeseries])
         output = super().__call__(example)
         markers = sum(message["content"].count(MARKER) for message in output["_prompt"] + output["_response"])
@@ -163,6 +164,17 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
                 "expected one marker for each series"
             )
         return Converted(output, series)
+
+    def _check_columns(self, example: dict[str, Any]) -> None:
+        attr = self.dataset_attr
+        wanted = [name for name in (attr.prompt, attr.response, attr.system, attr.timeseries) if name]
+        missing = [name for name in wanted if name not in example]
+        if missing:
+            raise SeriesError(f"found no column {missing[0]!r}, only {list(example)}; name yours under `columns`")
+        texts = [attr.prompt] if attr.ranking or not attr.response else [attr.prompt, attr.response]
+        for name in texts:
+            if not isinstance(example[name], str):
+                raise SeriesError(f"found {example[name]!r:.80} in {name!r}; expected text")
 
 
 def as_series_list(values: Any) -> list[FloatArray]:

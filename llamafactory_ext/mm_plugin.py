@@ -40,6 +40,7 @@ def expand_messages(
     Raises:
         ValueError: markers and series differ in number, or a ``<ts>`` stands alone.
     """
+    messages = _without_engines_markers(messages, len(series))
     found = sum(len(_MARKERS.findall(message["content"])) for message in messages)
     if found != len(series):
         raise ValueError(
@@ -51,6 +52,18 @@ def expand_messages(
     for message in expanded:
         message["content"] = "".join(_parts(_MARKERS.split(message["content"]), rest, patch_size))
     return expanded
+
+
+def _without_engines_markers(messages: Sequence[dict[str, str]], series: int) -> Sequence[dict[str, str]]:
+    """Returns the messages without the placeholders that LLaMA-Factory's chat engine put in front of the first one.
+
+    It does so where it finds none of its own, and does not know that ``<ts><ts/>`` marks every series already.
+    """
+    front, contents = AUDIO_PLACEHOLDER * series, "".join(message["content"] for message in messages)
+    counts = contents.count(MARKER), contents.count(AUDIO_PLACEHOLDER)
+    if not series or counts != (series, series) or not messages[0]["content"].startswith(front):
+        return messages
+    return [{**messages[0], "content": messages[0]["content"].removeprefix(front)}, *messages[1:]]
 
 
 def _parts(parts: list[str], series: Iterator[FloatArray], patch_size: int) -> Iterator[str]:

@@ -284,6 +284,31 @@ def test_bad_chatts_record(
         tokenise(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": None}, r"record 1: found None in 'output'; expected text"),
+        ({"input": None}, r"record 1: found None in 'input'; expected text"),
+    ],
+)
+def test_chatts_record_without_text(
+    changes: dict[str, Any], message: str, tmp_path: Path, tokenise: Callable[..., Any]
+) -> None:
+    good = {"input": "<ts><ts/>", "output": "yes", "timeseries": [[1.0]]}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [good, {**good, **changes}])))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
+    with pytest.raises(ValueError, match=message):
+        tokenise(tmp_path)
+
+
+def test_column_that_is_not_there(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"input": "<ts><ts/>", "output": "yes", "series": [[1.0]]}))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
+    message = r"record 0: found no column 'timeseries', only \['input', 'output', 'series'\]; name yours under"
+    with pytest.raises(ValueError, match=message):
+        tokenise(tmp_path)
+
+
 def test_entry_without_folder(gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
     del gdsh.entry["folder"]
     with pytest.raises(ValueError, match="formatting `gdsh` but no `folder`; add the folder of its CSV files"):
