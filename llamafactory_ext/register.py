@@ -1,12 +1,16 @@
 """What the plugin adds to LLaMA-Factory, and where.
 
 ``SEAMS`` is the whole list. The first entries are LLaMA-Factory's public registries. The others wrap a function or a
-class that is not public, each for the reason given with it; they are checked on the versions below, and a test
-compares upstream's source with what was checked. Nothing else of LLaMA-Factory is touched, and nothing at all where
-the fork has the same feature already.
+class that is not public, each for the reason given with it; they are checked on the versions in ``installed``, and a
+test compares upstream's source with what was checked. Nothing else of LLaMA-Factory is touched, and nothing at all
+where the fork has the same feature already.
 
 A seam is put in place when its module has been imported, at once where it was before. One that does not fit, whatever
 the reason, does not stop a run that has no use for it; a run that has stops with the seam's name and both versions.
+
+Of transformers, public classes are subclassed; two uses go beyond what is documented: the model overrides
+``GenerationMixin._expand_inputs_for_generation``, as transformers' own multimodal models do, since series are not one
+a row; and ``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 """
 
 import importlib
