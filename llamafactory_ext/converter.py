@@ -157,7 +157,10 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
         self._check_columns(example)
         series = as_series_list(example[self.dataset_attr.timeseries])
         output = super().__call__(example)
-        markers = sum(message["content"].count(MARKER) for message in output["_prompt"] + output["_response"])
+        texts = [message["content"] for message in output["_prompt"] + output["_response"]]
+        if any("<ts>" in text.replace(MARKER, "") or "<ts/>" in text.replace(MARKER, "") for text in texts):
+            raise SeriesError(f"found a single <ts> or <ts/>; expected {MARKER}, once for each series")
+        markers = sum(text.count(MARKER) for text in texts)
         if markers != len(series):
             raise SeriesError(
                 f"found {markers} {MARKER} in {self.dataset_attr.prompt!r} and {len(series)} series; "

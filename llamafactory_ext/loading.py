@@ -123,15 +123,30 @@ def _annotation_lines(attr: Any, source: Path) -> Iterator[str]:
 
 
 def _chatts_lines(attr: Any, source: Path) -> Iterator[str]:
-    with source.open(encoding="utf-8-sig") as file:
-        records = json.load(file) if source.suffix == ".json" else (json.loads(line) for line in file if line.strip())
-        for record in records:
-            series = record.get(attr.timeseries)
-            if isinstance(series, list) and series and not isinstance(series[0], list):
-                series = [series]
-            if isinstance(series, list):
-                series = [[float(v) if isinstance(v, int) else v for v in one] for one in series]
-            yield json.dumps({**record, attr.timeseries: series}, ensure_ascii=False)
+    for number, record in _records(source):
+        if not isinstance(record, dict):
+            raise ValueError(f"{source}: record {number} is no JSON object; mend or remove it.")
+        series = record.get(attr.timeseries)
+        if isinstance(series, list) and series and not isinstance(series[0], list):
+            series = [series]
+        if isinstance(series, list):
+            series = [[float(v) if isinstance(v, int) else v for v in one] for one in series]
+        yield json.dumps({**record, attr.timeseries: series}, ensure_ascii=False)
+
+
+def _records(source: Path) -> Iterator[tuple[int, Any]]:
+    """Reads a JSON list, or a file with one record a line, of which only a line is held at a time."""
+    place = ""
+    try:
+        with source.open(encoding="utf-8-sig") as file:
+            if source.suffix == ".json":
+                yield from enumerate(json.load(file))
+                return
+            for number, line in enumerate(line for line in file if line.strip()):
+                place = f", record {number}"
+                yield number, json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"{source}{place} is not valid JSON in UTF-8: {err}; mend or remove it.") from err
 
 
 def _settle(dataset: Any, source: Path) -> Any:

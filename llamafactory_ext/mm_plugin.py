@@ -86,7 +86,7 @@ class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
     ) -> list[dict[str, str]]:
         require()
         _refuse(images, videos)
-        if audios and not hasattr(processor, "patch_size"):
+        if audios and not hasattr(processor, "max_series_length"):
             raise ValueError(
                 "Template `chatts` got series, but the model is no ChatTS checkpoint (no `ts` in its config.json). "
                 "Set `model_name_or_path` to ChatTS-14B or ChatTS-8B."

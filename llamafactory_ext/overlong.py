@@ -1,4 +1,4 @@
-"""Records that do not fit ``cutoff_len``: named, or dropped on request, never cut.
+"""Records that do not fit: over ``cutoff_len`` they are named, or dropped on request, never cut.
 
 Wraps ``_get_preprocessed_dataset`` of ``llamafactory.data.loader``. Upstream cuts prompt and answer to size without a
 word, which here means series without their end and answers that stop in the middle of their JSON. So it is run without
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from llamafactory.extras import logging
 
@@ -21,6 +22,7 @@ from llamafactory_ext.dataset_entry import RECORD
 logger = logging.get_logger("llamafactory.ext")
 
 _SHOWN = 20
+_BATCH = 1000
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -49,6 +51,7 @@ def install(upstream: ModuleType) -> str | None:
 
         if dataset is None or not getattr(template.mm_plugin, "reads_series", False):
             return tokenise(dataset, data_args)
+        _refuse_long_series(dataset, getattr(processor, "max_series_length", None))
         unlimited = copy.copy(data_args)
         unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
         drop = getattr(data_args, "overlong_records", "error") == "drop"
@@ -103,6 +106,30 @@ def token_lengths(tokenised: Any, generates: bool = False) -> Lengths:
     sizes = {name: pc.list_value_length(table[name]).to_numpy() for name in wanted}
     longest = np.max([sizes[name] for name in columns], axis=0)
     return np.asarray(longest + sizes["labels"] if generates else longest, dtype=np.int64)
+
+
+def _refuse_long_series(dataset: Any, limit: int | None) -> None:
+    """Raises ValueError, naming the records, where a series has more points than the encoder can place."""
+    if limit is None or not hasattr(dataset, "num_rows") or "_audios" not in dataset.column_names:
+        return
+    rows = dataset.select_columns(["_audios"]).with_format("arrow")
+    found = []
+    for start in range(0, len(dataset), _BATCH):  # in batches: the points of a whole data set need not fit in memory
+        series = rows[start : start + _BATCH]["_audios"].combine_chunks()
+        if not (pa.types.is_list(series.type) and pa.types.is_list(series.type.value_type)):
+            continue
+        lengths = pc.list_value_length(pc.list_flatten(series)).to_numpy()
+        parents = pc.list_parent_indices(series).to_numpy()
+        found += [(start + int(parents[i]), int(lengths[i])) for i in np.flatnonzero(lengths > limit)]
+    if not found:
+        return
+    listing = [f"  {_name(dataset, row, len(dataset))}: {length} points" for row, length in found[:_SHOWN]]
+    if len(found) > _SHOWN:
+        listing.append(f"  … and {len(found) - _SHOWN} more")
+    raise ValueError(
+        f"{len(found)} series have more points than the encoder of this checkpoint places, {limit} "
+        "(max_sequence_length); downsample them or cut them into windows:\n" + "\n".join(listing)
+    )
 
 
 def _name(dataset: Any, row: int, rows: int) -> str:

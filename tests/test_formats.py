@@ -327,14 +327,24 @@ def test_single_marker_token_in_a_message(tmp_path: Path, tokenise: Callable[...
         json.dumps({"input": "<ts><ts/> and <ts>", "output": "yes", "timeseries": [[1.0]]})
     )
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
-    with pytest.raises(ValueError, match="found a single <ts> or <ts/> in a message; expected <ts><ts/>"):
+    with pytest.raises(ValueError, match="record 0: found a single <ts> or <ts/>; expected <ts><ts/>"):
         tokenise(tmp_path)
 
 
 def test_series_longer_than_the_encoder_places(gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
-    gdsh.csv("a.csv", range(9000))
-    with pytest.raises(ValueError, match="found a series of 9000 points; the encoder of this checkpoint places"):
-        tokenise(gdsh.records(annotation()).folder, cutoff_len=8192)
+    gdsh.csv("long.csv", range(9000))
+    two = annotation(["a.jpg", "long.jpg"], user="<image><image>")
+    with pytest.raises(ValueError, match="1 series have more points than the encoder of this checkpoint") as caught:
+        tokenise(gdsh.records(annotation(), two).folder, cutoff_len=8192)
+    assert str(caught.value).endswith("\n  record 1 (a.jpg, long.jpg): 9000 points")
+
+
+def test_broken_line_of_a_chatts_file(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
+    good = json.dumps({"input": "<ts><ts/>", "output": "yes", "timeseries": [[1.0]]})
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{good[:-3]}\n{good}\n")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
+    with pytest.raises(ValueError, match=r"a\.jsonl, record 1 is not valid JSON in UTF-8: .*; mend or remove it"):
+        tokenise(tmp_path)
 
 
 def test_series_without_a_chatts_model(gdsh: Gdsh, tokenise: Callable[..., Any], demo: Path, tmp_path: Path) -> None:
