@@ -58,7 +58,7 @@ def install(upstream: ModuleType) -> str | None:
             return upstream_load(dataset_attr)
         require()
         cache = Path(model_args.cache_dir or datasets_config.HF_DATASETS_CACHE) / "llamafactory_ext"
-        source = Path(data_args.dataset_dir, dataset_attr.dataset_name)
+        source = Path(data_args.dataset_dir, dataset_attr.dataset_name).resolve()  # to be read in messages
         dataset = _load(dataset_attr, source, cache, upstream_load)
         return _settle(dataset, source)
 
@@ -93,7 +93,7 @@ def _write_lines(source: Path, cache: Path, lines: Iterable[str], settings: str)
     """Writes the prepared records beside datasets' own cache, under a name that tells what they were made from."""
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    digest.update(f"{source.absolute()}\0{settings}\0{__version__}".encode())
+    digest.update(f"{source}\0{settings}\0{__version__}".encode())
     target = cache / f"{source.stem}-{digest.hexdigest()[:16]}.jsonl"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,7 @@ class ChatTSProcessor:
             raise ValueError(f"found {markers} {MARKER} and {len(series)} series; expected one marker for each series")
         rest = iter(series)
         texts = ["".join(self._parts(prompt, rest)) for prompt in texts]
+        kwargs.setdefault("return_token_type_ids", False)  # `generate` refuses what the model has no use for
         inputs = self.tokenizer(texts, padding_side=padding_side, return_tensors="pt", **kwargs)
         if series:
             inputs["timeseries"] = torch.from_numpy(encode(series))
