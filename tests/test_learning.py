@@ -38,7 +38,7 @@ def learnt(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     run = run_cli(
         "train", str(ROOT / "yaml" / "cpu_demo.yaml"), *[f"{key}={value}" for key, value in keys.items()], cwd=folder
     )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     return folder / "out", answers
 
 

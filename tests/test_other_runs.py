@@ -60,7 +60,7 @@ def losses(cwd: Path, recipe: dict[str, Any], **environment: str) -> list[float]
     cwd.mkdir()
     (cwd / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     run = run_cli("train", "recipe.yaml", cwd=cwd, **environment)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     return [entry["loss"] for entry in log_history(cwd / "out") if "loss" in entry]
 
 
@@ -118,7 +118,7 @@ def test_published_checkpoint_without_its_code(model_type: str, demo: Path, tmp_
     export = {"model_name_or_path": str(model), "adapter_name_or_path": "out", "template": "chatts"}
     (tmp_path / "run" / "export.yaml").write_text(json.dumps({**export, "export_dir": "merged", "export_size": 1}))
     run = run_cli("export", "export.yaml", cwd=tmp_path / "run")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     merged = tmp_path / "run" / "merged"
     exported = json.loads((merged / "config.json").read_text())
     kept = {key: exported[key] for key in ("model_type", "auto_map", "architectures", "ts", "rope_theta")}

@@ -21,7 +21,7 @@ def train(cwd: Path, **keys: Any) -> list[float]:
     recipe |= {"output_dir": "out", "report_to": "none", "cutoff_len": 8192, "use_cpu": True}
     (cwd / "recipe.yaml").write_text(json.dumps({**recipe, **keys}))
     run = run_cli("train", "recipe.yaml", cwd=cwd)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     return [entry["loss"] for entry in log_history(cwd / "out") if "loss" in entry]
 
 

@@ -34,7 +34,7 @@ def train(recipe: str, data: Path, model: Path, cwd: Path, *more: str, **environ
     keys = [f"model_name_or_path={model}", "dataset=a", f"dataset_dir={data}", "max_steps=2", "output_dir=out"]
     precision = ["fp16=false", "bf16=false"]
     run = run_cli("train", f"yaml/{recipe}.yaml", *keys, *precision, *more, cwd=cwd, timeout=1200, **environment)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     return cwd / "out"
 
 
@@ -79,7 +79,7 @@ def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path) -> None:
 def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
     keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={demo / 'data'}", "output_dir=out"]
     run = run_cli("train", str(ROOT / "yaml" / "cpu_demo.yaml"), *keys, cwd=tmp_path)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     losses = [entry["loss"] for entry in log_history(tmp_path / "out") if "loss" in entry]
     assert losses[-1] < losses[0] / 2
     before, after = load_file(demo / "model" / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
