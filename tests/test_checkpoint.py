@@ -89,6 +89,10 @@ def test_architecture_decides_where_the_model_type_is_the_general_one(tmp_path):
     assert isinstance(read_config(write_config(tmp_path, config_dict("qwen3", model_type="chatts"))), Qwen3TSConfig)
 
 
+def test_a_folder_without_config_is_left_to_whoever_loads_it(tmp_path):
+    assert read_config(str(tmp_path)) is None
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("section", ["absent", None])
 def test_a_plain_language_model_is_none_of_ours(tmp_path, family, section):

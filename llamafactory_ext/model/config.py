@@ -97,14 +97,17 @@ def check_section(config_dict: dict[str, Any]) -> None:
 
 
 def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | None:
-    """Returns the native config of a checkpoint, or None where its ``config.json`` carries no ``ts`` section.
+    """Returns the native config of a checkpoint, or None where it has no ``config.json`` with a ``ts`` section.
 
     Arguments:
         path: folder or hub name, as ``AutoConfig.from_pretrained`` takes it.
         kwargs: ``cache_dir``, ``revision``, ``token``; other keys are ignored.
     """
     hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if kwargs.get(key) is not None}
-    config_dict, _ = PretrainedConfig.get_config_dict(path, **hub)
+    try:
+        config_dict, _ = PretrainedConfig.get_config_dict(path, **hub)
+    except OSError:  # no such checkpoint: whoever loads it says so better
+        return None
     if not isinstance(config_dict.get("ts"), dict):
         return None
     names = " ".join([*(config_dict.get("architectures") or []), str(config_dict.get("model_type"))]).lower()
