@@ -5,7 +5,7 @@ data is a `GdshError`.
 """
 
 from .annotations import Row, read_annotations
-from .answers import Answer, check_intervals, parse_answer
+from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
 from .errors import GdshError
 from .pictures import SeriesFile, SeriesIndex, index_series
 from .prompts import place_markers
@@ -13,6 +13,7 @@ from .tables import Series, read_series
 
 
 __all__ = [
+    "Anomaly",
     "Answer",
     "GdshError",
     "Row",
@@ -24,5 +25,7 @@ __all__ = [
     "parse_answer",
     "place_markers",
     "read_annotations",
+    "read_anomalies",
     "read_series",
+    "write_answer",
 ]

@@ -6,7 +6,7 @@ anew as `{"status": "success", "detected_anomalies": [...]}`, sorted by interval
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .dialects import FIX, read_json, read_parts
@@ -33,6 +33,23 @@ class Answer:
     """The intervals that `text` names, in its order: 0-based, both ends counted, not yet checked."""
 
 
+@dataclass(frozen=True)
+class Anomaly:
+    """One labelled interval of a series."""
+
+    start: int
+    """First index, 0-based."""
+    end: int
+    """Last index, counted."""
+    fields: Mapping[str, object]
+    """What else its entry says: type, reason, and keys of the annotator's own."""
+
+    @property
+    def type(self) -> str:
+        """The anomaly's type, empty where the entry names none."""
+        return str(self.fields.get("type", ""))
+
+
 def parse_answer(value: object) -> Answer:
     """Read one answer, a text or a list or an object, into JSON.
 
@@ -47,6 +64,28 @@ def parse_answer(value: object) -> Answer:
     except (RecursionError, MemoryError) as error:
         raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
     raise GdshError(f"the answer is {excerpt(value)}, neither text nor a list nor an object; {FIX}")
+
+
+def read_anomalies(text: str) -> tuple[list[Anomaly], int]:
+    """Read the anomalies of an answer that `parse_answer` gave, and count its entries that mark no interval.
+
+    Raises:
+        GdshError: JSON, but not made of anomalies: another status, another key, entries of another kind.
+    """
+    return _anomalies([read_json(text)])
+
+
+def write_answer(anomalies: Sequence[Anomaly], *, compact: bool = False) -> str:
+    """Write anomalies as one JSON text, in their order; `compact` leaves out all but interval and type.
+
+    Raises:
+        GdshError: a field holds a value that JSON has no form for.
+    """
+    entries = []
+    for anomaly in anomalies:
+        fields = {key: anomaly.fields[key] for key in anomaly.fields if key == "type" or not compact}
+        entries.append({"interval": [anomaly.start, anomaly.end], **fields})
+    return _dump({"status": "success", "detected_anomalies": entries}, spaces=not compact)
 
 
 def check_intervals(intervals: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
@@ -81,21 +120,28 @@ def _parse_text(text: str) -> Answer:
 
 def _rewrite(values: Sequence[object]) -> Answer:
     """Collect the entries of all `values`: with interval, sorted, each once."""
-    kept: dict[tuple[int, int, str, str, str], dict[str, object]] = {}
-    total = without = 0
-    for entry in (entry for value in values for entry in _entries(value)):
-        total += 1
-        if entry.get("interval") is None:
-            without += 1
-            continue
-        start, end = _pair(entry["interval"])
-        tidy: dict[str, object] = {"interval": [start, end]}
-        tidy |= {key: entry[key] for key in ("type", "reason") if key in entry}
-        tidy |= {key: entry[key] for key in entry if key not in tidy}
-        order = (start, end, str(tidy.get("type", "")), str(tidy.get("reason", "")), _dump(tidy, sort_keys=True))
-        kept.setdefault(order, tidy)
-    text = _dump({"status": "success", "detected_anomalies": [kept[order] for order in sorted(kept)]})
-    return Answer(text, True, without, total - without - len(kept), tuple(order[:2] for order in sorted(kept)))
+    found, without = _anomalies(values)
+    kept = {_order(anomaly): anomaly for anomaly in reversed(found)}
+    chosen = [kept[order] for order in sorted(kept)]
+    intervals = tuple((anomaly.start, anomaly.end) for anomaly in chosen)
+    return Answer(write_answer(chosen), True, without, len(found) - len(chosen), intervals)
+
+
+def _order(anomaly: Anomaly) -> tuple[int, int, str, str, str]:
+    reason, rest = str(anomaly.fields.get("reason", "")), _dump(anomaly.fields, sort_keys=True)
+    return anomaly.start, anomaly.end, anomaly.type, reason, rest
+
+
+def _anomalies(values: Sequence[object]) -> tuple[list[Anomaly], int]:
+    """The anomalies of all `values`, as found, and how many entries mark no interval."""
+    entries = [entry for value in values for entry in _entries(value)]
+    found = []
+    for entry in entries:
+        if entry.get("interval") is not None:
+            fields = {key: entry[key] for key in ("type", "reason") if key in entry}
+            fields |= {key: entry[key] for key in entry if key not in fields and key != "interval"}
+            found.append(Anomaly(*_pair(entry["interval"]), fields))
+    return found, len(entries) - len(found)
 
 
 def _entries(value: object) -> Iterator[dict[str, object]]:
@@ -143,8 +189,9 @@ def _is_whole(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool)
 
 
-def _dump(value: object, *, sort_keys: bool = False) -> str:
+def _dump(value: object, *, sort_keys: bool = False, spaces: bool = True) -> str:
+    separators = (", ", ": ") if spaces else (",", ":")
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=separators)
     except (TypeError, ValueError) as error:
         raise GdshError(f"the answer holds a value that JSON has no form for ({error}); {FIX}") from error

@@ -1,0 +1,59 @@
+"""What the command line tools share: exit statuses, tables, progress bars, and a way to stop with one clear line."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+
+DONE, FAULTS, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: no module {missing.name}; install what the tools need: pip install '.[tools]'")
+
+_errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+_console = Console(highlight=False, markup=False)
+
+
+def say(text: str = "") -> None:
+    """Print a line; text is shown as it is, never read as markup."""
+    _console.print(text, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error."""
+    _errors.print(text)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table whose first column holds text and whose other columns are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    _console.print(table)
+    _console.print()
+
+
+def progress() -> Progress:
+    """A progress display on standard error, gone when the work is done, silent where that is no terminal."""
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*bar, console=_errors, transient=True, disable=not _errors.is_terminal)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a tool; an interrupt ends it with a line instead of a traceback, and a polite kill counts as one."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        complain("interrupted: nothing was written")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # e.g. `| head`
+        sys.stderr.close()
+        sys.exit(FAULTS)
