@@ -9,11 +9,10 @@ Public registry of ``llamafactory.data.converter``; its converters are what ours
 """
 
 import copy
-import functools
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -23,10 +22,7 @@ from llamafactory_ext import __version__
 from llamafactory_ext.dataset_entry import NOTES, RECORD
 from llamafactory_ext.gdsh import (
     GdshError,
-    Series,
-    SeriesFile,
     check_intervals,
-    index_series,
     parse_answer,
     place_markers,
     read_series,
@@ -34,6 +30,7 @@ from llamafactory_ext.gdsh import (
 from llamafactory_ext.installed import on_fork
 from llamafactory_ext.register import require
 from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
+from llamafactory_ext.shared_series import read_once
 
 
 _SERIES = "_timeseries" if on_fork() else "_audios"
@@ -44,6 +41,8 @@ class Notes:
     """What was done to one record, in numbers; ``fault`` where it can't be used."""
 
     fault: str = ""
+    asked: str = ""  # digest of prompt and series
+    answered: str = ""  # digest of the answer: two for one question contradict each other
     markers_moved: int = 0
     values_filled: int = 0
     series_beside: int = 0
@@ -75,20 +74,17 @@ def install(upstream: ModuleType) -> str | None:
 
 @dataclass
 class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
-    """Converts prepared annotation records (see ``gdsh.Row.as_dict``)."""
+    """Converts prepared annotation records (see ``json_lines.annotation_lines``)."""
 
     def __post_init__(self) -> None:
         require()
-        # Files with size and time of change: part of what datasets hashes, so that a changed CSV is read anew.
-        self.index = index_series(Path(self.data_args.dataset_dir, self.dataset_attr.folder))
-        self.version = __version__
+        self.version = __version__  # part of what datasets hashes, as every attribute is
         self.dataset_attr: Any = copy.copy(self.dataset_attr)
         self.dataset_attr.messages, self.dataset_attr.system = "messages", "system"
         self.dataset_attr.images = self.dataset_attr.tools = None
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        name = ", ".join(PurePosixPath(picture.replace("\\", "/")).name for picture in example["pictures"])
-        return _settled(lambda: self._convert(example), f"record {example['record']} ({name})")
+        return _settled(lambda: self._convert(example), example["record"])
 
     def _convert(self, example: dict[str, Any]) -> Converted:
         if example["fault"]:
@@ -99,12 +95,12 @@ class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
             duplicate_entries=example["duplicates"],
         )
         series = []
-        for picture in example["pictures"]:
-            file = self.index.find(picture)
-            found = _read(file)
+        for file in example["series"]:
+            found = read_once(file["path"]) if file["shared"] else read_series(file["path"])
+            scale(found.values)  # raises where it can't be scaled
             notes.values_filled += found.filled
-            notes.series_beside += file.beside
-            notes.names_differ += file.stem != PurePosixPath(picture.replace("\\", "/")).stem
+            notes.series_beside += file["beside"]
+            notes.names_differ += file["renamed"]
             series.append(found.values)
         example = {**example, "messages": copy.deepcopy(example["messages"])}
         self._place_markers(example["messages"], len(series), notes)
@@ -151,7 +147,7 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
         self.version = __version__
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        return _settled(lambda: self._convert(example), "record")
+        return _settled(lambda: self._convert(example), "")
 
     def _convert(self, example: dict[str, Any]) -> Converted:
         self._check_columns(example)
@@ -209,17 +205,20 @@ def _settled(convert: Callable[[], Converted], name: str) -> dict[str, Any]:
         output: dict[str, Any] = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
         output |= dict.fromkeys(("_images", "_videos"))
         converted = Converted(output, [], Notes(fault=str(err)))
+    converted.notes.asked = _digest([*converted.output["_prompt"], converted.output["_system"]], converted.series)
+    converted.notes.answered = _digest(converted.output["_response"], [])
     return {
         **converted.output,
-        _SERIES: [one.tolist() for one in converted.series] or None,
+        _SERIES: converted.series or None,
         RECORD: name,
         NOTES: json.dumps(asdict(converted.notes)),
     }
 
 
-@functools.lru_cache(maxsize=256)
-def _read(file: SeriesFile) -> Series:
-    """Reads a CSV; records of one point often follow one another."""
-    series = read_series(file.path)
-    scale(series.values)
-    return series
+def _digest(texts: Any, series: list[FloatArray]) -> str:
+    """Returns what tells equal contents from others, in a few characters."""
+    digest = hashlib.blake2b(repr(texts).encode(errors="surrogatepass"), digest_size=12)
+    for one in series:
+        digest.update(len(one).to_bytes(8))
+        digest.update(one.tobytes())
+    return digest.hexdigest()

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from llamafactory.extras import logging
 
-from llamafactory_ext.dataset_entry import RECORD
+from llamafactory_ext.messages import listing, record_name
 
 
 logger = logging.get_logger("llamafactory.ext")
 
-_SHOWN = 20
-_BATCH = 1000
+_BATCH = 1000  # rows: the tokens and points of a whole data set need not fit in memory
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -78,20 +77,19 @@ def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bo
     overlong = np.flatnonzero(lengths > limit)
     if not overlong.size:
         return list(range(len(lengths)))
-    listing = [f"  {_name(dataset, int(row), len(lengths))}: {lengths[row]} tokens" for row in overlong[:_SHOWN]]
-    if overlong.size > _SHOWN:
-        listing.append(f"  … and {overlong.size - _SHOWN} more")
+    names = (f"{_name(dataset, int(row), len(lengths))}: {lengths[row]} tokens" for row in overlong)
+    lines = listing(names, overlong.size)
     found = (
         f"{overlong.size} of {len(lengths)} records do not fit cutoff_len {limit + reserved} "
         "(a series takes one token a patch)"
     )
     if not drop:
-        listing.append(
+        lines.append(
             f"Set `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series or answers, or set "
             "`overlong_records: drop` to train without them."
         )
-        raise ValueError("\n".join([f"{found}:", *listing]))
-    logger.warning_rank0("\n".join([f"{found}; dropped, as `overlong_records: drop` says:", *listing]))
+        raise ValueError("\n".join([f"{found}:", *lines]))
+    logger.warning_rank0("\n".join([f"{found}; dropped, as `overlong_records: drop` says:", *lines]))
     if overlong.size == len(lengths):
         shortest = lengths.min()
         raise ValueError(f"No record is left: the shortest has {shortest} tokens, cutoff_len is {limit + reserved}.")
@@ -102,10 +100,12 @@ def token_lengths(tokenised: Any, generates: bool = False) -> Lengths:
     """Returns the tokens of each row: its longest ``*input_ids``; for generation, prompt and answer together."""
     columns = [name for name in tokenised.column_names if name.endswith("input_ids")]
     wanted = [*columns, "labels"] if generates else columns
-    table = tokenised.select_columns(wanted).with_format("arrow")[:]
-    sizes = {name: pc.list_value_length(table[name]).to_numpy() for name in wanted}
-    longest = np.max([sizes[name] for name in columns], axis=0)
-    return np.asarray(longest + sizes["labels"] if generates else longest, dtype=np.int64)
+    lengths = [np.empty(0, np.int64)]
+    for batch in tokenised.select_columns(wanted).with_format("arrow").iter(_BATCH):
+        sizes = {name: pc.list_value_length(batch[name]).to_numpy() for name in wanted}
+        longest = np.max([sizes[name] for name in columns], axis=0)
+        lengths.append(longest + sizes["labels"] if generates else longest)
+    return np.concatenate(lengths).astype(np.int64)
 
 
 def _refuse_long_series(dataset: Any, limit: int | None) -> None:
@@ -114,7 +114,7 @@ def _refuse_long_series(dataset: Any, limit: int | None) -> None:
         return
     rows = dataset.select_columns(["_audios"]).with_format("arrow")
     found = []
-    for start in range(0, len(dataset), _BATCH):  # in batches: the points of a whole data set need not fit in memory
+    for start in range(0, len(dataset), _BATCH):
         series = rows[start : start + _BATCH]["_audios"].combine_chunks()
         if not (pa.types.is_list(series.type) and pa.types.is_list(series.type.value_type)):
             continue
@@ -123,18 +123,15 @@ def _refuse_long_series(dataset: Any, limit: int | None) -> None:
         found += [(start + int(parents[i]), int(lengths[i])) for i in np.flatnonzero(lengths > limit)]
     if not found:
         return
-    listing = [f"  {_name(dataset, row, len(dataset))}: {length} points" for row, length in found[:_SHOWN]]
-    if len(found) > _SHOWN:
-        listing.append(f"  … and {len(found) - _SHOWN} more")
+    lines = listing((f"{_name(dataset, row, len(dataset))}: {length} points" for row, length in found), len(found))
     raise ValueError(
         f"{len(found)} series have more points than the encoder of this checkpoint places, {limit} "
-        "(max_sequence_length); downsample them or cut them into windows:\n" + "\n".join(listing)
+        "(max_sequence_length); downsample them or cut them into windows:\n" + "\n".join(lines)
     )
 
 
 def _name(dataset: Any, row: int, rows: int) -> str:
-    name = dataset[row].get(RECORD) if len(dataset) == rows else None
-    return name if name and name != "record" else f"record {row}"
+    return record_name(dataset[row] if len(dataset) == rows else {}, row)
 
 
 def _fits(example: dict[str, Any], limit: int, drop: bool) -> bool:

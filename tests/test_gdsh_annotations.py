@@ -19,9 +19,8 @@ def record(
 
 
 def read(path: Path, system: str | None = None) -> list[Row]:
-    return read_annotations(
-        path, messages="conversations", images="image", role_tag="from", content_tag="value", system=system
-    )
+    keys = {"messages": "conversations", "images": "image", "role_tag": "from", "content_tag": "value"}
+    return list(read_annotations(path, **keys, system=system))
 
 
 def read_text(folder: Path, text: str | bytes, system: str | None = None) -> list[Row]:
@@ -112,8 +111,10 @@ def test_the_assistants_role_has_the_name_that_is_given(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"p": "x.jpg", "m": [{"r": "gpt", "c": []}]}]')
     keys = {"messages": "m", "images": "p", "role_tag": "r", "content_tag": "c", "system": None}
-    assert read_annotations(path, **keys, assistant_tag="gpt")[0].fault is None  # type: ignore[arg-type]
-    assert "'c' of message 0 (gpt) is []" in str(read_annotations(path, **keys)[0].fault)  # type: ignore[arg-type]
+    [row] = read_annotations(path, **keys, assistant_tag="gpt")  # type: ignore[arg-type]
+    assert row.fault is None
+    [row] = read_annotations(path, **keys)  # type: ignore[arg-type]
+    assert "'c' of message 0 (gpt) is []" in str(row.fault)
 
 
 @pytest.mark.parametrize(

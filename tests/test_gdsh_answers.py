@@ -231,9 +231,8 @@ def test_intervals_need_a_series() -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real annotation file is not public")
 def test_all_real_answers_become_json() -> None:
-    rows = read_annotations(
-        REAL, messages="conversations", images="image", role_tag="from", content_tag="value", system=None
-    )
+    keys = {"messages": "conversations", "images": "image", "role_tag": "from", "content_tag": "value"}
+    rows = list(read_annotations(REAL, **keys, system=None))
     answers = [parse_answer(row.turns[-1][1]) for row in rows]
     assert len(answers) == 99
     assert all(row.fault is None for row in rows)

@@ -1,13 +1,12 @@
 """Annotations: the records of a GDSH file, each brought to one shape or marked with what is wrong with it."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .answers import Answer, parse_answer
 from .errors import GdshError, excerpt
-from .textfiles import read_text
+from .records import read_records
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def read_annotations(
     content_tag: str,
     system: str | None,
     assistant_tag: str = "assistant",
-) -> list[Row]:
-    """Read a JSON list of records, or a file with one record a line.
+) -> Iterator[Row]:
+    """Read a JSON list of records, or a file with one record a line; only one record is held at a time.
 
     Args:
         path: the file, UTF-8 or GB18030.
@@ -62,10 +61,10 @@ def read_annotations(
         assistant_tag: the role whose text may also be a list or an object.
 
     Raises:
-        GdshError: the file cannot be read as JSON. A fault of a single record is told in its row instead.
+        GdshError: the file cannot be read as JSON, raised when that place is reached. A fault of a single record
+            is told in its row instead.
     """
-    rows = []
-    for index, record in enumerate(_records(path)):
+    for index, record in enumerate(read_records(path)):
         row = Row(index)
         try:
             row = replace(row, pictures=_pictures(record, images))
@@ -80,33 +79,7 @@ def read_annotations(
             )
         except GdshError as error:
             row = replace(row, fault=str(error))
-        rows.append(row)
-    return rows
-
-
-def _records(path: str | Path) -> list[object]:
-    text = read_text(path)
-    if not text.strip():
-        raise GdshError(f"{str(path)!r} is empty; expected a JSON list of records, or one record a line")
-    if text.lstrip().startswith("["):
-        records = _load(text, path, line=1)
-        return records if isinstance(records, list) else [records]
-    # Not splitlines(): it also parts a line at characters that may stand inside a JSON text.
-    return [_load(line, path, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _load(text: str, path: str | Path, line: int) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise GdshError(
-            f"{str(path)!r} is not valid JSON at {where} ({error.msg}): {excerpt(text, error.pos)}; expected a JSON "
-            "list of records, or one record a line: correct that place"
-        ) from error
-    except (RecursionError, ValueError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise GdshError(f"{str(path)!r} cannot be read as JSON from line {line} on ({said}); correct it") from error
+        yield row
 
 
 def _pictures(record: object, images: str) -> tuple[str, ...]:

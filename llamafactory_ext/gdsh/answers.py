@@ -138,7 +138,7 @@ def _anomalies(values: Sequence[object]) -> tuple[list[Anomaly], int]:
     found = []
     for entry in entries:
         if entry.get("interval") is not None:
-            fields = {key: entry[key] for key in ("type", "reason") if key in entry}
+            fields: dict[str, object] = {key: entry[key] for key in ("type", "reason") if key in entry}
             fields |= {key: entry[key] for key in entry if key not in fields and key != "interval"}
             found.append(Anomaly(*_pair(entry["interval"]), fields))
     return found, len(entries) - len(found)

@@ -33,7 +33,9 @@ class SeriesFile:
     size: int
     """Bytes."""
     mtime_ns: int
-    """Time of the last change, nanoseconds: with `size`, what a cache must be compared with."""
+    """Time of the content's last change, nanoseconds."""
+    ctime_ns: int
+    """Time of the last change of content or attributes: unlike `mtime_ns`, nothing sets it back."""
     beside: bool
     """Whether it lies in a folder beside the one that was named, so perhaps belongs to another plant."""
 
@@ -135,7 +137,7 @@ def _walk(root: Path, allowed: Path, *, beside: bool) -> Iterator[SeriesFile]:
                 continue
             if stat.S_ISREG(info.st_mode):
                 stem = unicodedata.normalize("NFC", name[:-4])
-                yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns, beside)
+                yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns, info.st_ctime_ns, beside)
 
 
 def _refuse(error: OSError) -> None:
@@ -165,9 +167,13 @@ def _suffix_matches(tier: Tier, stem: str) -> list[SeriesFile]:
     return tier.by_suffix.get(stem, []) + shorter
 
 
+def picture_name(picture: str) -> str:
+    """The file name in a picture's path, which may be one of Windows."""
+    return re.split(r"[\\/]", picture)[-1]
+
+
 def _picture_stem(picture: str) -> str:
-    name = re.split(r"[\\/]", picture)[-1]
-    stem = unicodedata.normalize("NFC", _SUFFIXES.sub("", name, count=1))
+    stem = unicodedata.normalize("NFC", _SUFFIXES.sub("", picture_name(picture), count=1))
     if not stem or "\0" in stem:
         raise GdshError(f"{picture!r} has no usable file name; expected a path such as 'folder/X.PV.jpg'")
     return stem

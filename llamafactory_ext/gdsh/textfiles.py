@@ -1,9 +1,17 @@
 """Text files as they come from Chinese Windows machines: UTF-8 with or without a BOM, else GB18030."""
 
+import codecs
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from .errors import GdshError
+
+
+_ENCODINGS = ("utf-8", "gb18030")
+_CHUNK = 1 << 20  # bytes
 
 
 def read_text(path: str | Path) -> str:
@@ -13,19 +21,63 @@ def read_text(path: str | Path) -> str:
         GdshError: no such file, not a regular file, unreadable, or in neither of the two encodings.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise GdshError(f"{str(path)!r} is not a regular file; expected a text file: correct the path")
+        _refuse_irregular(path)
         data = Path(path).read_bytes()
     except OSError as error:
-        reason = error.strerror or error
-        raise GdshError(f"{str(path)!r} cannot be read ({reason}); correct the path or its permissions") from error
-    return _decode(data, path).removeprefix("\ufeff")
-
-
-def _decode(data: bytes, path: str | Path) -> str:
-    for encoding in ("utf-8", "gb18030"):
+        raise _unreadable(path, error) from error
+    for encoding in _ENCODINGS:
         try:
-            return data.decode(encoding)
+            return data.decode(encoding).removeprefix("\ufeff")
         except UnicodeDecodeError:
             continue
-    raise GdshError(f"{str(path)!r} is neither UTF-8 nor GB18030 text; save it as UTF-8")
+    raise _undecodable(path)
+
+
+@contextmanager
+def open_text(path: str | Path) -> Iterator[TextIO]:
+    """Open a file to be read piece by piece; line ends stay as they are, and only a newline ends a line.
+
+    It is read through once before, to find out its encoding.
+
+    Raises:
+        GdshError: as `read_text`; also where the file can no longer be read in the middle.
+    """
+    try:
+        _refuse_irregular(path)
+        encoding = _find_encoding(path)
+        with Path(path).open(encoding=encoding, newline="\n") as file:
+            if file.read(1) != "\ufeff":
+                file.seek(0)
+            yield file
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:  # it has changed since it was read through
+        raise _undecodable(path) from error
+
+
+def _find_encoding(path: str | Path) -> str:
+    for encoding in _ENCODINGS:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            with Path(path).open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    raise _undecodable(path)
+
+
+def _refuse_irregular(path: str | Path) -> None:
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise GdshError(f"{str(path)!r} is not a regular file; expected a text file: correct the path")
+
+
+def _unreadable(path: str | Path, error: OSError) -> GdshError:
+    reason = error.strerror or error
+    return GdshError(f"{str(path)!r} cannot be read ({reason}); correct the path or its permissions")
+
+
+def _undecodable(path: str | Path) -> GdshError:
+    return GdshError(f"{str(path)!r} is neither UTF-8 nor GB18030 text; save it as UTF-8")

@@ -1,0 +1,133 @@
+"""Records of a JSON file, one after another, so that memory holds one of them and not the file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from .errors import GdshError, excerpt
+from .textfiles import open_text
+
+
+_CHUNK = 1 << 20  # characters
+_LONGEST_TOKEN = 20  # more than -Infinity or an escape have
+_SPACE = " \t\n\r"
+_EXPECTED = "expected a JSON list of records, or one record a line"
+
+
+def read_records(path: str | Path) -> Iterator[object]:
+    """Yield the items of a JSON list, or of a file with one JSON text a line.
+
+    Raises:
+        GdshError: unreadable, empty, or not JSON; names line and column. Raised when that place is reached: the
+            records before it have been yielded by then.
+    """
+    with open_text(path) as file:
+        start, first = file.tell(), ""
+        while not first and (line := file.readline()):
+            first = line.lstrip()[:1]
+        if not first:
+            raise GdshError(f"{str(path)!r} is empty; {_EXPECTED}")
+        file.seek(start)
+        yield from _items(_Window(file, path)) if first == "[" else _lines(file, path)
+
+
+def _lines(file: TextIO, path: str | Path) -> Iterator[object]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line.rstrip("\n"))
+            except (ValueError, RecursionError) as error:
+                raise _fault(error, line, path, number, 0) from error
+
+
+class _Window:
+    """A stretch of a file's text, and where in the file it begins."""
+
+    def __init__(self, file: TextIO, path: str | Path) -> None:
+        self.file, self.path = file, path
+        self.text, self.at = "", 0
+        self.line, self.column = 1, 0  # of the first character of `text`
+
+    def grow(self) -> bool:
+        """Read on, at least as much as there is already; False at the end of the file."""
+        more = self.file.read(max(_CHUNK, len(self.text)))
+        self.text += more
+        return bool(more)
+
+    def drop(self) -> None:
+        """Forget what lies before `at`, where that is worth the copy."""
+        if self.at >= _CHUNK:
+            done = self.text[: self.at]
+            self.line += done.count("\n")
+            self.column = len(done) - done.rfind("\n") - 1 if "\n" in done else self.column + len(done)
+            self.text, self.at = self.text[self.at :], 0
+
+    def next_mark(self) -> str:
+        """Go to the next character that is no white space and give it; empty at the end of the file."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in _SPACE:
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.grow():
+                return ""
+
+    def item(self) -> object:
+        """Read one JSON value and go behind it."""
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except (ValueError, RecursionError) as error:
+                if self._may_go_on(error) and self.grow():
+                    continue
+                raise self.fault(error) from error
+            # A number that reaches the window's end may have more digits behind it.
+            closed = isinstance(value, (dict, list, str)) or self.text[end : end + 1] in tuple(f"{_SPACE},]")
+            if closed or not self.grow():
+                self.at = end
+                return value
+
+    def _may_go_on(self, error: Exception) -> bool:
+        """Whether the window's end, and not the text, may be what is wrong: then more text is worth reading."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or len(self.text) - error.pos < _LONGEST_TOKEN
+
+    def fault(self, error: Exception) -> GdshError:
+        return _fault(error, self.text, self.path, self.line, self.column)
+
+    def unexpected(self, message: str) -> GdshError:
+        return self.fault(json.JSONDecodeError(message, self.text, self.at))
+
+
+def _items(window: _Window) -> Iterator[object]:
+    window.next_mark()
+    window.at += 1  # the list's own bracket
+    mark = window.next_mark()
+    while mark != "]":
+        yield window.item()
+        window.drop()
+        mark = window.next_mark()
+        if mark == ",":
+            window.at += 1
+            if window.next_mark() == "]":
+                raise window.unexpected("a comma with no record behind it")
+        elif mark != "]":
+            raise window.unexpected("Expecting ',' delimiter" if mark else "the list is not closed")
+    window.at += 1
+    if window.next_mark():
+        raise window.unexpected("Extra data")
+
+
+def _fault(error: Exception, text: str, path: str | Path, line: int, column: int) -> GdshError:
+    """State a fault in `text`, whose first character stands at `line` (from 1) and `column` (from 0) of the file."""
+    if isinstance(error, json.JSONDecodeError):
+        shift = column if error.lineno == 1 else 0
+        where = f"line {line + error.lineno - 1}, column {error.colno + shift}"
+        shown = excerpt(text, error.pos)
+        return GdshError(
+            f"{str(path)!r} is not valid JSON at {where} ({error.msg}): {shown}; {_EXPECTED}: correct that place"
+        )
+    said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return GdshError(f"{str(path)!r} cannot be read as JSON from line {line} on ({said}); correct it")

@@ -1,0 +1,56 @@
+"""Series that several records show: each CSV file is read once a run, whichever worker process needs it first.
+
+Inside ``shared_series()`` what was read lies as a NumPy file in a temporary folder, whose path the environment hands
+on to worker processes.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from llamafactory_ext.gdsh import Series, read_series
+
+
+_FOLDER = "LLAMAFACTORY_EXT_SERIES"
+
+
+@contextmanager
+def shared_series(cache: Path) -> Iterator[None]:
+    """Keeps what `read_once` reads in a folder under ``cache``, until the block ends."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="series-", ignore_cleanup_errors=True) as folder:
+        before = os.environ.get(_FOLDER)
+        os.environ[_FOLDER] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FOLDER]
+            else:
+                os.environ[_FOLDER] = before
+
+
+def read_once(path: str) -> Series:
+    """Reads a CSV file, or takes what this process or another one has read of it.
+
+    Raises:
+        GdshError: see ``read_series``.
+    """
+    if _FOLDER not in os.environ:
+        return read_series(path)
+    stored = Path(os.environ[_FOLDER], hashlib.sha256(path.encode()).hexdigest()[:32] + ".npy")
+    with FileLock(f"{stored}.lock"):
+        if not stored.exists():
+            series = read_series(path)
+            # The number of filled rows in front; a temporary name, lest a full disk leave half a series.
+            np.save(stored.with_suffix(".part.npy"), np.append(np.float64(series.filled), series.values))
+            stored.with_suffix(".part.npy").replace(stored)
+            return series
+    values = np.load(stored)
+    return Series(values[1:], int(values[0]))
