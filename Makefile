@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 # The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, then runs the main recipe on the result.
 demo: .venv/installed-train
@@ -24,6 +24,10 @@ lint: .venv/installed-dev
 	ruff check .
 	ruff format --check .
 	mypy
+
+# Ratios against plain scripts, from one run on this machine. GROW="1 10 100" adds those sizes (100: a quarter of an hour).
+bench: .venv/installed-train
+	OMP_NUM_THREADS=1 python tools/bench_data.py $(if $(GROW),--grow $(GROW))
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'

@@ -24,12 +24,14 @@ class LlamaFactoryWaiter:
     """Meta path finder that only notices when ``llamafactory`` is about to be imported.
 
     Or one of our own modules, which import LLaMA-Factory in turn: a worker process that unpickles a converter starts
-    with ours. ``register`` alone needs no hook, and is what switching on imports.
+    with ours. ``register`` and what it imports need no hook: they are what switching on imports.
     """
+
+    needless = ("llamafactory_ext.register", "llamafactory_ext.hook", "llamafactory_ext.installed")
 
     @classmethod
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":
-        if name == "llamafactory" or (name.startswith("llamafactory_ext.") and name != "llamafactory_ext.register"):
+        if name == "llamafactory" or (name.startswith("llamafactory_ext.") and name not in cls.needless):
             return cls.switch_on().find_spec(name, path, target)
         return None
 

@@ -72,8 +72,8 @@ def test_a_changed_csv_is_trained_on(gdsh: Gdsh, demo: Path, tmp_path: Path) -> 
     }
 
     def first_loss(name: str) -> float:
-        (tmp_path / "recipe.json").write_text(json.dumps(keys))
-        run = run_cli("train", "recipe.json", f"output_dir={name}", cwd=tmp_path)
+        (tmp_path / "recipe.yaml").write_text(json.dumps(keys))
+        run = run_cli("train", "recipe.yaml", f"output_dir={name}", cwd=tmp_path)
         assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
         return float(log_history(tmp_path / name)[0]["loss"])
 

@@ -164,7 +164,9 @@ def compare(rounds: int) -> None:
     say(f"| plain script to JSON lines (csv.DictReader, json.dump) | {best['plain']:.1f} | 1 |")
     say(f"| prepare.py to JSON lines | {best['prepare']:.1f} | {best['plain'] / best['prepare']:.1f} times as fast |")
     say(f"| plain script, then LLaMA-Factory to tokens | {best['two steps']:.1f} | 1 |")
-    say(f"| plugin: GDSH's files to tokens | {best['plugin']:.1f} | {best['plugin'] / best['two steps']:.2f} of the time |")
+    say(
+        f"| plugin: GDSH's files to tokens | {best['plugin']:.1f} | {best['plugin'] / best['two steps']:.2f} of the time |"
+    )
 
 
 def grow(sizes: list[int]) -> None:

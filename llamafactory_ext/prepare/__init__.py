@@ -1,0 +1,11 @@
+"""GDSH annotations and their CSV files made into training data: checked, merged, shortened, split, registered.
+
+Needs numpy, orjson, pyarrow and, for thinning, tsdownsample; neither torch nor LLaMA-Factory. `tools/prepare.py` is
+the command line.
+"""
+
+from .options import Options, PrepareError, UsageError
+from .pipeline import prepare
+
+
+__all__ = ["Options", "PrepareError", "UsageError", "prepare"]

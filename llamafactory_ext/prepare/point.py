@@ -1,0 +1,139 @@
+"""Points: all that is done to the records of one point, from its CSV files to finished lines.
+
+Runs in worker processes: what comes in and goes out can be pickled, and nothing is shared.
+"""
+
+import hashlib
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llamafactory_ext.gdsh import (
+    Anomaly,
+    GdshError,
+    read_series,
+    write_answer,
+)
+
+from .lines import chatts_line, gdsh_line
+from .merging import without_equals
+from .options import Options
+from .records import Record, fault_of, show_pictures
+from .resampling import (
+    Floats,
+    choose_normal,
+    choose_rows,
+    cut_anomalies,
+    lay_windows,
+    thin_anomalies,
+)
+from .samples import Sample, merge_samples, read_sample
+from .tally import Line, Tally
+
+
+def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, with_system: bool) -> Tally:
+    """Prepare some points, each given as its pickled records."""
+    tally = Tally()
+    for point in points:
+        done = prepare_point([pickle.loads(record) for record in point], options, with_system)
+        tally.add(done)
+        tally.lines += done.lines
+    return tally
+
+
+def prepare_point(records: Sequence[Record], options: Options, with_system: bool) -> Tally:
+    """Read, check, merge, resample and write the records of one point; their faults are in the tally."""
+    tally = Tally()
+    try:
+        series = _read_point(records[0], tally)
+    except GdshError as error:
+        tally.faults += [fault_of(record, error) for record in records]
+        return tally
+    samples = []
+    for record in records:
+        try:
+            samples.append(read_sample(record, series, options, tally.counts))
+        except GdshError as error:
+            tally.faults.append(fault_of(record, error))
+    if len(samples) > 1 and options.merge_points:
+        samples = [merge_samples(samples, tally)]
+    digests = tuple(_digest(values) for values in series) if options.split is not None else ()
+    for sample in samples:
+        tally.counts["prepared"] += 1
+        for start, stop, anomalies in _windows(sample.anomalies, max(map(len, series)), options, tally.counts):
+            whole = options.window is None
+            part = series if whole else [values[start:stop] for values in series]
+            place = {} if whole else {"window": [start, stop - 1]}
+            line = _write(replace(sample, anomalies=anomalies), part, place, options, with_system, tally)
+            tally.lines.append(replace(line, digests=digests))
+    return tally
+
+
+def _read_point(record: Record, tally: Tally) -> list[Floats]:
+    """Read each CSV file of the point, once."""
+    read = {}
+    for path in dict.fromkeys(record.series):
+        read[path] = read_series(path)
+        if read[path].filled:
+            tally.gaps[path] = read[path].filled
+    return [read[path].values for path in record.series]
+
+
+def _digest(values: Floats) -> bytes:
+    # + 0.0 makes -0.0 and 0.0, which are the same to every reader, the same bytes.
+    return hashlib.blake2b((values + 0.0).tobytes(), digest_size=16).digest()
+
+
+def _windows(
+    anomalies: list[Anomaly], length: int, options: Options, counts: Counter[str]
+) -> list[tuple[int, int, list[Anomaly]]]:
+    """The windows to be written, (start, stop, anomalies) each; the whole series where none are asked for."""
+    if options.window is None:
+        return [(0, length, anomalies)]
+    spans = lay_windows(length, options.window, options.stride or options.window)
+    cut = [(start, stop, cut_anomalies(anomalies, start, stop)) for start, stop in spans]
+    normal = [place for place, (_, _, inside) in enumerate(cut) if not inside]
+    kept = set(choose_normal(normal, options.normal_windows))
+    counts["windows"] += len(cut)
+    counts["normal_left_out"] += len(normal) - len(kept)
+    return [window for place, window in enumerate(cut) if window[2] or place in kept]
+
+
+def _write(
+    sample: Sample,
+    series: list[Floats],
+    place: dict[str, list[int]],
+    options: Options,
+    with_system: bool,
+    tally: Tally,
+) -> Line:
+    """Thin a sample where asked for, and write it; `place` says which window it is, for the report."""
+    anomalies, rows = sample.anomalies, None
+    if options.max_points is not None:
+        rows = choose_rows(series, options.max_points)
+    if rows is not None:
+        series = [values[rows] for values in series]
+        anomalies, unseen = thin_anomalies(anomalies, rows)
+        tally.counts["thinned"] += 1
+        tally.counts["without_point"] += unseen
+    text = sample.text
+    if text is None:
+        once = without_equals(anomalies)
+        tally.counts["became_equal"] += len(anomalies) - len(once)
+        anomalies, text = once, write_answer(once, compact=options.compact_answers)
+    record = sample.record
+    if options.max_answer_chars is not None and len(text) > options.max_answer_chars:
+        named = {"file": record.file, "record": record.index, "picture": show_pictures(record.pictures)}
+        tally.too_long.append({**named, **place, "characters": len(text)})
+    tally.counts["intervals"] += len(anomalies)
+    tally.types.update(anomaly.type for anomaly in anomalies)
+    tally.interval_lengths.update(anomaly.end - anomaly.start + 1 for anomaly in anomalies)
+    tally.series_lengths.update(map(len, series))
+    return Line(
+        chatts=chatts_line(sample.prompt, text, series, record.system if with_system else None)
+        if options.out
+        else b"",
+        gdsh=gdsh_line(record.images, sample.prompt, text, record.system) if options.annotations else b"",
+        digests=(),
+    )

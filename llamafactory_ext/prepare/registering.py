@@ -1,0 +1,126 @@
+"""Registering: the outputs' entries in a dataset_info.json, where every other entry and the order stay."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.gdsh import GdshError
+from llamafactory_ext.gdsh.textfiles import read_text
+
+from .lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
+from .options import Options, UsageError
+from .writing import Draft, open_draft, telling
+
+
+Entries = dict[str, Any]
+
+
+def read_registry(path: Path) -> Entries:
+    """Read a dataset_info.json; one that does not exist is empty.
+
+    Raises:
+        UsageError: it cannot be read, is no JSON object, or names a key twice.
+    """
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(read_text(path), object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{str(path)!r} is not valid JSON at {where} ({error.msg}); correct it first") from error
+    except GdshError as error:
+        raise UsageError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{str(path)!r} cannot be kept as it is: {error}; correct it first") from error
+    if not isinstance(entries, dict):
+        raise UsageError(f"{str(path)!r} is not a JSON object of data sets; correct it first")
+    return entries
+
+
+def make_entries(options: Options, folder: Path, with_system: bool) -> Entries:
+    """Describe the outputs, each under its file's stem.
+
+    Args:
+        options: must have `register` and at least one output.
+        folder: where the series of cleaned annotations are searched.
+        with_system: whether the ChatTS records have a system text.
+
+    Raises:
+        UsageError: two outputs have the same stem.
+    """
+    base = _base(options)
+    entries: Entries = {}
+    for name, path in options.outputs.items():
+        if path.stem in entries:
+            raise UsageError(
+                f"two outputs are named {path.stem!r}, which is also the name of their entries in dataset_info.json; "
+                "give one of them another name"
+            )
+        entry: Entries = {"file_name": _relative(path, base)}
+        if name.startswith("annotations"):
+            entry |= {"formatting": "gdsh", "folder": _relative(folder, base), "columns": GDSH_COLUMNS}
+            entry["tags"] = GDSH_TAGS
+        else:
+            entry["columns"] = {**CHATTS_COLUMNS, **({SYSTEM: SYSTEM} if with_system else {})}
+        entries[path.stem] = entry
+    return entries
+
+
+def check_registry(options: Options, folder: Path) -> None:
+    """Check before any work that the outputs can be registered.
+
+    Raises:
+        UsageError: the file cannot be read, or has another entry of that name and `--force` is not given.
+    """
+    if options.register is None:
+        return
+    registry = read_registry(options.register)
+    plain, with_system = (make_entries(options, folder, system) for system in (False, True))
+    taken = [name for name in plain if name in registry and registry[name] not in (plain[name], with_system[name])]
+    if taken and not options.force:
+        raise UsageError(
+            f"{str(options.register)!r} already has another entry {', '.join(map(repr, taken))}; "
+            "name the outputs differently, or replace it with --force"
+        )
+
+
+def draft_registry(drafts: list[Draft], options: Options, folder: Path, with_system: bool) -> bool:
+    """Add drafts of the new dataset_info.json and of the old one, `.bak`; False where nothing would change."""
+    if options.register is None:
+        return False
+    path = options.register
+    registry = read_registry(path)
+    updated = registry | make_entries(options, folder, with_system)
+    if updated == registry and path.exists():
+        return False
+    if path.exists():
+        with telling(path):
+            old = path.read_bytes()
+        open_draft(drafts, path.with_name(f"{path.name}.bak")).write(old)
+    text = json.dumps(updated, ensure_ascii=False, indent=2) + "\n"
+    open_draft(drafts, path).write(text.encode("utf-8", "backslashreplace"))
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Entries:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice in one object, and one of the two would be lost")
+    return found
+
+
+def _base(options: Options) -> Path:
+    if options.register is None:
+        raise UsageError("no dataset_info.json to register the outputs in: name --register")
+    return options.register.resolve().parent
+
+
+def _relative(path: Path, base: Path) -> str:
+    """The path from `base`, where there is a way (on Windows there is none to another drive)."""
+    try:
+        return Path(os.path.relpath(path.resolve(), base)).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()

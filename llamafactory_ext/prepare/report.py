@@ -1,0 +1,98 @@
+"""The report: one run in numbers, for machines (JSON) and, in part, for the tables on the terminal."""
+
+from collections import Counter
+from itertools import accumulate
+from typing import Any
+
+from .merging import RULE
+from .options import Options
+from .reading import Spool
+from .tally import Tally
+
+
+FAULTY = "faulty"
+
+
+def make_report(
+    options: Options, spool: Spool, tally: Tally, written: dict[str, int], registered: bool
+) -> dict[str, Any]:
+    """Put together what is known at the end of a run.
+
+    `records` adds up: read = dropped + merged_away + prepared; and written + validation = prepared, or, with
+    windows, = windows.cut - windows.left_out. Where faults kept the run from writing, these two are 0.
+
+    Args:
+        options: what was asked for.
+        spool: what was read.
+        tally: what was prepared.
+        written: records in each output, by the names of `Options.outputs`; empty where nothing was written.
+        registered: whether dataset_info.json was changed.
+    """
+    counts = tally.counts
+    faults = [*spool.faults, *tally.faults]
+    faulty = sum(fault.record is not None for fault in faults)
+    dropped = dict(spool.dropped) | ({FAULTY: faulty} if faulty else {})
+    return {
+        "done": bool(written),
+        "options": options.as_dict(),
+        "inputs": [{"file": file, "records": records} for file, records in spool.files.items()],
+        "records": {
+            "read": sum(spool.files.values()),
+            "dropped": dropped,
+            "merged_away": counts["merged_away"],
+            "prepared": counts["prepared"],
+            "written": max((number for name, number in written.items() if not name.endswith("_val")), default=0),
+            "validation": max((number for name, number in written.items() if name.endswith("_val")), default=0),
+        },
+        "points": len(spool.sensors),
+        "merged": {
+            "rule": RULE,
+            "points_with_several_records": counts["merged_points"],
+            "entries_named_again": counts["named_again"],
+            "points_with_several_prompts": counts["other_prompts"],
+            "conflicts": len(tally.conflicts),
+        },
+        "windows": {"cut": counts["windows"], "left_out": counts["normal_left_out"]},
+        "thinned": {"records": counts["thinned"], "intervals_without_point": counts["without_point"]},
+        "answers": {
+            "rewritten": counts["rewritten"],
+            "entries_without_interval": counts["without_interval"],
+            "emptied": counts["emptied"],
+            "duplicates": counts["duplicates"],
+            "became_equal": counts["became_equal"],
+            "too_long": tally.too_long,
+        },
+        "prompts": {"markers_added": counts["markers_added"]},
+        "repaired": {
+            "values_filled": sum(tally.gaps.values()),
+            "series_with_gaps": [{"file": file, "values": values} for file, values in sorted(tally.gaps.items())],
+        },
+        "intervals": counts["intervals"],
+        "types": dict(tally.types.most_common()),
+        "interval_lengths": summarise(tally.interval_lengths),
+        "series_lengths": summarise(tally.series_lengths),
+        "conflicts": tally.conflicts,
+        "faults": [vars(fault) for fault in faults],
+        "outputs": {str(options.outputs[name]): number for name, number in written.items()},
+        "registered": str(options.register) if registered else "",
+    }
+
+
+def failed_report(options: Options, error: str) -> dict[str, Any]:
+    """What there is to say where a run ended before its records were read to the end."""
+    return {"done": False, "options": options.as_dict(), "error": error}
+
+
+def summarise(lengths: Counter[int]) -> dict[str, int]:
+    """Smallest, median, 95th percentile (each a length that occurs: the nearest rank) and largest length, in rows."""
+    count = lengths.total()
+    if not count:
+        return {"count": 0}
+    ordered = sorted(lengths)
+    below = list(accumulate(lengths[length] for length in ordered))
+
+    def rank(percent: int) -> int:
+        wanted = -(-count * percent // 100)
+        return next(length for length, sofar in zip(ordered, below, strict=True) if sofar >= wanted)
+
+    return {"min": ordered[0], "median": rank(50), "p95": rank(95), "max": ordered[-1], "count": count}

@@ -1,0 +1,79 @@
+"""`tools/check.py` as a user runs it: a process of its own, its output, its files, its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Gdsh, annotation, answer
+
+
+def check(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
+    command = [sys.executable, str(ROOT / "tools" / "check.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_demo_from_end_to_end(demo: Path, tmp_path: Path) -> None:
+    given = ["gdsh_demo", "--dataset-dir", demo / "data", "--model", demo / "model", f"cache_dir={tmp_path}/cache"]
+    written = ["--plot", tmp_path / "pictures", "--plot-records", 20, "--report", tmp_path / "report.json"]
+    done = check(*given, *written, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "FAULT contradiction: 7 records contradict one another" in done.stdout
+    assert "cutoff_len 4096: all fit" in done.stdout
+    assert "20 of 23 records drawn" in done.stdout
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["records"], found["usable"], found["over_cutoff_len"]) == (23, 23, 0)
+    assert found["types"]["点异常"] == 9
+    assert found["tokens"]["whole"]["max"] == max(one["tokens"]["whole"] for one in found["each_record"])
+    (contradiction,) = [one for one in found["findings"] if one["kind"] == "contradiction"]
+    assert [one["row"] for one in contradiction["records"]] == [6, 7, 8, 9, 10, 17, 18]
+    assert sum(bool(one["sheets"]) for one in found["each_record"]) == 20
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["index.html", "sheet-001.png"]
+    assert not (tmp_path / "saves").exists()
+
+
+def test_no_faults(gdsh: Gdsh, tmp_path: Path, demo: Path) -> None:
+    gdsh.records(annotation(reply=answer((3, 5))))
+    done = check(
+        *("a", "--dataset-dir", gdsh.folder, "--model", demo / "missing", "--show", 0, f"cache_dir={tmp_path}/cache"),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "record 0 (a.jpg)" in done.stdout
+    assert answer((3, 5)) in done.stdout
+    assert "not tokenised: no tokenizer for" in done.stdout
+    assert "0 faults, 2 notices" in done.stdout
+
+
+def test_a_file_that_can_not_be_read(gdsh: Gdsh, tmp_path: Path) -> None:
+    gdsh.records(annotation())
+    (gdsh.folder / "json" / "a.json").write_text('[{"image": ')
+    done = check("a", "--dataset-dir", gdsh.folder, f"cache_dir={tmp_path}/cache", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: training would stop: ")
+    assert "json/a.json" in done.stderr
+
+
+WRONG = {
+    "unknown data set": (["b", "--dataset-dir", "data"], "no data set b in data/dataset_info.json; there are: a."),
+    "unknown key": (["a", "cutoff_length=5"], "unknown key cutoff_length"),
+    "no recipe": (["a", "--recipe", "yaml/none.yaml"], "yaml/none.yaml: no such recipe"),
+    "no file": (["none.jsonl"], "none.jsonl: no such file"),
+    "no such record": (["a", "--dataset-dir", "data", "--show", "9"], "there is no record 9; expected 0 to 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage(name: str, gdsh: Gdsh, tmp_path: Path) -> None:
+    gdsh.records(annotation())
+    arguments, said = WRONG[name]
+    done = check(*arguments, f"cache_dir={tmp_path}/cache", cwd=gdsh.folder.parent)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
