@@ -277,12 +277,12 @@ def test_several_series_share_their_rows(tmp_path: Path) -> None:
 
 
 def test_system_texts_give_every_record_the_key(tmp_path: Path) -> None:
-    records = [record("a.jpg", reply()), record("a.jpg", reply(), system="你是专家")]
+    records = [record("a.jpg", reply(), system=system) for system in (None, "你是专家", None)]
     root = write_data(tmp_path, {"gdsh": records}, {"a": range(9)})
     prepare(Options(root, out=root / "o.jsonl", annotations=root / "c.json", register=root / "dataset_info.json"))
-    assert [line["system"] for line in read_lines(root / "o.jsonl")] == ["", "你是专家"]
+    assert [line["system"] for line in read_lines(root / "o.jsonl")] == ["", "你是专家", ""]
     written = json.loads((root / "c.json").read_text(encoding="utf-8"))
-    assert [len(one["conversations"]) for one in written] == [2, 3]
+    assert [len(one["conversations"]) for one in written] == [2, 3, 2]
     info = json.loads((root / "dataset_info.json").read_text(encoding="utf-8"))
     assert info["o"]["columns"]["system"] == "system"
 
@@ -341,8 +341,8 @@ def test_files_count_in_the_order_of_their_names(tmp_path: Path) -> None:
     records = {name: [record("a.jpg", reply(entry(1, 2, name)))] for name in ("b1", "a2")}
     root = write_data(tmp_path, records, {"a": range(9)})
     named = tuple(root / "json" / f"{name}.json" for name in ("b1", "a2"))
-    for given in ((), named, (root / "json", named[0])):
-        prepare(Options(root, json=given, out=root / "o.jsonl", merge_points=True))
+    for files in ((), named, (root / "json", named[0])):
+        prepare(Options(root, json=files, out=root / "o.jsonl", merge_points=True))
         ((found,),) = [entries_of(line["output"]) for line in read_lines(root / "o.jsonl")]
         assert found["type"] == "a2"
 

@@ -13,6 +13,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from pathlib import Path
 
 from .errors import GdshError
@@ -22,7 +23,7 @@ _SUFFIXES = re.compile(r"(?:\.csv)?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)
 _NEAR = 10  # names on either side of a missing one that are compared with it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SeriesFile:
     """One CSV file, as it was when the folder was indexed."""
 
@@ -46,7 +47,6 @@ class Tier:
 
     files: tuple[SeriesFile, ...]
     by_stem: dict[str, list[SeriesFile]] = field(repr=False)
-    by_suffix: dict[str, list[SeriesFile]] = field(repr=False)
     backwards: list[str] = field(repr=False)
     """All stems spelt backwards, sorted: neighbours have the same ending."""
 
@@ -146,13 +146,10 @@ def _refuse(error: OSError) -> None:
 
 def _tier(files: list[SeriesFile]) -> Tier:
     by_stem: dict[str, list[SeriesFile]] = {}
-    by_suffix: dict[str, list[SeriesFile]] = {}
     for file in files:
         by_stem.setdefault(file.stem, []).append(file)
-        for suffix in _suffixes(file.stem):
-            by_suffix.setdefault(suffix, []).append(file)
     by_stem = dict(sorted(by_stem.items()))
-    return Tier(tuple(files), by_stem, by_suffix, sorted(stem[::-1] for stem in by_stem))
+    return Tier(tuple(files), by_stem, sorted(stem[::-1] for stem in by_stem))
 
 
 def _suffixes(stem: str) -> list[str]:
@@ -163,8 +160,13 @@ def _suffixes(stem: str) -> list[str]:
 
 
 def _suffix_matches(tier: Tier, stem: str) -> list[SeriesFile]:
+    mirrored = stem[::-1]
+    start = bisect_left(tier.backwards, mirrored)
+    endings = takewhile(lambda name: name.startswith(mirrored), islice(tier.backwards, start, None))
+    alike = sorted(name[::-1] for name in endings)
+    longer = [file for name in alike if stem in _suffixes(name) for file in tier.by_stem[name]]
     shorter = [file for suffix in _suffixes(stem) for file in tier.by_stem.get(suffix, ())]
-    return tier.by_suffix.get(stem, []) + shorter
+    return longer + shorter
 
 
 def picture_name(picture: str) -> str:
