@@ -24,14 +24,16 @@ class LlamaFactoryWaiter:
     """Meta path finder that only notices when ``llamafactory`` is about to be imported.
 
     Or one of our own modules, which import LLaMA-Factory in turn: a worker process that unpickles a converter starts
-    with ours. ``register`` and what it imports need no hook: they are what switching on imports.
+    with ours. No hook for ``register`` and what it imports, which is what switching on imports, nor for the pure
+    packages.
     """
 
-    needless = ("llamafactory_ext.register", "llamafactory_ext.hook", "llamafactory_ext.installed")
+    needless = ("register", "hook", "installed", "gdsh", "prepare")
 
     @classmethod
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":
-        if name == "llamafactory" or (name.startswith("llamafactory_ext.") and name not in cls.needless):
+        package, _, rest = name.partition(".")
+        if name == "llamafactory" or (package == "llamafactory_ext" and rest.split(".")[0] not in ("", *cls.needless)):
             return cls.switch_on().find_spec(name, path, target)
         return None
 

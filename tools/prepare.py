@@ -35,7 +35,7 @@ examples:
     python tools/prepare.py data --out train.jsonl --merge-points --compact-answers --max-points 1000 \\
         --split 0.1 --register dataset_info/dataset_info.json
   then train on it:
-    llamafactory-cli train yaml/2080ti_qlora.yaml dataset=train eval_dataset=train_val
+    llamafactory-cli train yaml/2080ti_qlora.yaml dataset=train eval_dataset=train_val eval_strategy=epoch
 
 exit status: 0 done, 1 faults in the data or no way to write, 2 wrong usage, 130 interrupted
 """

@@ -7,7 +7,7 @@ data is a `GdshError`.
 from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
 from .errors import GdshError
-from .pictures import SeriesFile, SeriesIndex, index_series, picture_name
+from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name
 from .prompts import place_markers
 from .tables import Series, read_series
 
@@ -21,6 +21,7 @@ __all__ = [
     "SeriesFile",
     "SeriesIndex",
     "check_intervals",
+    "index_files",
     "index_series",
     "parse_answer",
     "picture_name",

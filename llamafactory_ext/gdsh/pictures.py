@@ -11,7 +11,7 @@ import re
 import stat
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
@@ -108,6 +108,11 @@ def index_series(folder: str | Path) -> SeriesIndex:
     return SeriesIndex(str(named), _tier(list(_walk(own, own, beside=False))), _tier(beside))
 
 
+def index_files(files: Sequence[SeriesFile], named: str) -> SeriesIndex:
+    """Index these files alone; `named` is what messages call the place that was searched."""
+    return SeriesIndex(named, _tier(files), _tier(()))
+
+
 def _folders(parent: Path) -> list[Path]:
     try:
         visible = [entry for entry in parent.iterdir() if not entry.name.startswith(".")]
@@ -144,7 +149,7 @@ def _refuse(error: OSError) -> None:
     raise GdshError(f"{error.filename!r} cannot be read ({error.strerror}); correct its permissions") from error
 
 
-def _tier(files: list[SeriesFile]) -> Tier:
+def _tier(files: Sequence[SeriesFile]) -> Tier:
     by_stem: dict[str, list[SeriesFile]] = {}
     for file in files:
         by_stem.setdefault(file.stem, []).append(file)

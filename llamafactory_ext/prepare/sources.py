@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llamafactory_ext.gdsh import GdshError, SeriesFile, SeriesIndex, index_series
-from llamafactory_ext.gdsh.pictures import _tier, _walk
+from llamafactory_ext.gdsh import GdshError, SeriesFile, SeriesIndex, index_files, index_series
 
 from .options import Options, UsageError
 
@@ -122,13 +121,13 @@ def _index_named(paths: tuple[Path, ...]) -> SeriesIndex:
             )
         real = path.resolve()
         if path.is_dir():
-            found = list(_walk(real, real, beside=False))
+            found = index_series(real).own.files
         else:
-            found = [file for file in index_series(real.parent).own.files if file.path == str(real)]
+            found = tuple(file for file in index_series(real.parent).own.files if file.path == str(real))
             if not found:
                 raise UsageError(f"{str(path)!r} is no CSV file; expected a name that ends in .csv")
         files.update({file.path: file for file in found})
-    return SeriesIndex(_named(paths), _tier(list(files.values())), _tier([]))
+    return index_files(list(files.values()), _named(paths))
 
 
 def _common_folder(paths: tuple[Path, ...]) -> Path:
