@@ -317,8 +317,11 @@ def test_spawned_process_unpickles_converter_and_plugin() -> None:
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         converted = pool.submit(upstream.convert_in_child, converter, record).result(timeout=200)
         expanded = pool.submit(upstream.expand_in_child, plugin, messages, record["timeseries"], processor).result(200)
-    assert converted == {"converted": converter(record), "converter_is_registered": True, "template": True}
-    assert converted["converted"]["_audios"] == [[1.0, 2.0, 3.0]]
+    here = converter(record)
+    for one in (here, converted["converted"]):
+        one["_audios"] = [series.tolist() for series in one["_audios"]]
+    assert converted == {"converted": here, "converter_is_registered": True, "template": True}
+    assert here["_audios"] == [[1.0, 2.0, 3.0]]
     assert expanded == {
         "expanded": plugin.process_messages(messages, [], [], record["timeseries"], processor),
         "plugin_is_registered": True,
