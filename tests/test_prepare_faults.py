@@ -227,7 +227,14 @@ def start(busy: Path, workers: int) -> "subprocess.Popen[str]":
     """Start the tool and wait until it is writing."""
     command = [*TOOL, "data", "--out", "train.jsonl", "--workers", str(workers)]
     process = subprocess.Popen(
-        command, cwd=busy.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=busy.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A job in the background ignores interrupts, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not list(busy.parent.glob(".train.jsonl-*")):
         time.sleep(0.01)
