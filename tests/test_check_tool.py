@@ -77,3 +77,13 @@ def test_wrong_usage(name: str, gdsh: Gdsh, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
+
+
+def test_without_llamafactory_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that fails to import stands for an environment with `.[tools]` alone."""
+    (tmp_path / "omegaconf.py").write_text("raise ModuleNotFoundError('No module named omegaconf', name='omegaconf')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = check("gdsh", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no module omegaconf; ")
+    assert "pip install '.[train]'" in done.stderr

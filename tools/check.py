@@ -88,6 +88,9 @@ def main() -> int:
     except CheckError as err:
         complain(f"error: training would stop: {err}")
         return FAULTS
+    except ModuleNotFoundError as err:
+        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
+        return USAGE
     return _tell(found, options)
 
 
