@@ -24,11 +24,11 @@ class LlamaFactoryWaiter:
     """Meta path finder that only notices when ``llamafactory`` is about to be imported.
 
     Or one of our own modules, which import LLaMA-Factory in turn: a worker process that unpickles a converter starts
-    with ours. No hook for ``register`` and what it imports, which is what switching on imports, nor for the pure
-    packages.
+    with ours. No hook for ``register`` and what it imports, which is what switching on imports, nor for what is
+    pure.
     """
 
-    needless = ("register", "hook", "installed", "gdsh", "prepare")
+    needless = ("register", "hook", "installed", "dataset_entry", "gdsh", "prepare")
 
     @classmethod
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":

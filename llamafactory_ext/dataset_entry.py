@@ -13,11 +13,11 @@ FORMATS = ("gdsh", "chatts")
 # Columns that the converters add to LLaMA-Factory's own: the record's name for messages, and what was found in it.
 RECORD, NOTES = "_record", "_notes"
 
-_COLUMNS = {
+COLUMNS = {
     "gdsh": {"messages": "conversations", "images": "image"},
     "chatts": {"prompt": "input", "response": "output", "timeseries": "timeseries"},
 }
-_TAGS = {
+TAGS = {
     "gdsh": {
         "role_tag": "from",
         "content_tag": "value",
@@ -50,8 +50,8 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
             f"dataset_info.json: the entry of {entry['file_name']} has formatting `gdsh` but no `folder`; "
             "add the folder of its CSV files, absolute or relative to `dataset_dir`."
         )
-    columns = {**_COLUMNS[formatting], **columns}
-    tags = {**_TAGS[formatting], **entry.get("tags", {})}
+    columns = {**COLUMNS[formatting], **columns}
+    tags = {**TAGS[formatting], **entry.get("tags", {})}
     completed = {**entry, "formatting": formatting, "columns": columns}
     return {**completed, "tags": tags} if tags else completed  # an empty `tags` would unset upstream's defaults
 

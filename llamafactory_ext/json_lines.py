@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext import __version__
-from llamafactory_ext.gdsh import GdshError, Row, SeriesIndex, index_series, picture_name, read_annotations
+from llamafactory_ext.gdsh import (
+    GdshError,
+    Row,
+    SeriesIndex,
+    index_series,
+    picture_name,
+    read_annotations,
+    show_pictures,
+)
 
 
 # Stands for the series of a record with a fault: the first records tell Arrow the type of a column.
@@ -58,10 +66,9 @@ def annotation_lines(attr: Any, source: Path, folder: Path) -> Iterator[str]:
     uses = Counter(one["path"] for row in _rows(attr, source) for one in _series(row, index)[0])
     for row in _rows(attr, source):
         series, fault = _series(row, index)
-        names = ", ".join(map(picture_name, row.pictures))
         line = row.as_dict(attr.role_tag, attr.content_tag)
         line |= {
-            "record": f"record {row.index} ({names})",
+            "record": f"record {row.index} ({show_pictures(row.pictures)})",
             "series": [{**one, "shared": uses[one["path"]] > 1} for one in series],
             "fault": row.fault or fault,
         }

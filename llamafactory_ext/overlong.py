@@ -51,12 +51,10 @@ def install(upstream: ModuleType) -> str | None:
         if dataset is None or not getattr(template.mm_plugin, "reads_series", False):
             return tokenise(dataset, data_args)
         _refuse_long_series(dataset, getattr(processor, "max_series_length", None))
-        unlimited = copy.copy(data_args)
-        unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
         drop = getattr(data_args, "overlong_records", "error") == "drop"
         reserved = 1 if data_args.packing else 0  # upstream lowers cutoff_len by one where it packs
         generates = stage == "ppo" or (stage == "sft" and is_eval and training_args.predict_with_generate)
-        whole = tokenise(dataset, unlimited)
+        whole = tokenise(dataset, unlimited(data_args))
         if not hasattr(whole, "num_rows"):  # streaming
             return whole.filter(functools.partial(_fits, limit=data_args.cutoff_len, drop=drop))
         kept = _fitting(token_lengths(whole, generates), dataset, data_args.cutoff_len, reserved, drop)
@@ -66,6 +64,13 @@ def install(upstream: ModuleType) -> str | None:
 
     upstream._get_preprocessed_dataset = preprocess_whole  # type: ignore[attr-defined]
     return "wrapped"
+
+
+def unlimited(data_args: Any) -> Any:
+    """Returns data arguments with which every record is tokenised whole, by itself."""
+    data_args = copy.copy(data_args)
+    data_args.cutoff_len, data_args.packing, data_args.neat_packing = sys.maxsize, False, False
+    return data_args
 
 
 def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bool) -> list[int]:

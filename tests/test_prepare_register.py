@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from helpers_prepare import entry, leftovers, record, reply, run_tool, write_data
 
-from llamafactory_ext.dataset_entry import _COLUMNS, _TAGS
+from llamafactory_ext.dataset_entry import COLUMNS, TAGS
 from llamafactory_ext.gdsh import index_series
 from llamafactory_ext.prepare import Options, UsageError, prepare
 from llamafactory_ext.prepare.lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
@@ -36,8 +36,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_keys_are_those_of_the_plugin() -> None:
-    assert _COLUMNS == {"chatts": CHATTS_COLUMNS, "gdsh": GDSH_COLUMNS}
-    assert GDSH_TAGS.items() <= _TAGS["gdsh"].items()
+    assert COLUMNS == {"chatts": CHATTS_COLUMNS, "gdsh": GDSH_COLUMNS}
+    assert GDSH_TAGS.items() <= TAGS["gdsh"].items()
     shipped = read(ROOT / "dataset_info" / "dataset_info.json")["gdsh"]
     assert (shipped["columns"], shipped["tags"]) == (GDSH_COLUMNS, GDSH_TAGS)
 

@@ -65,10 +65,7 @@ def main() -> int:
         from llamafactory_ext.check.recipe import UsageError, arguments, read_recipe
         from llamafactory_ext.check.show import show
         from llamafactory_ext.check.upstream import CheckError
-    except ModuleNotFoundError as missing:
-        complain(f"error: no module {missing.name}; install the project first: pip install -e '.[train,tools]'")
-        return USAGE
-    try:
+
         if options.plot:
             refuse_foreign(options.plot)
         if options.report and not options.report.absolute().parent.is_dir():
@@ -82,15 +79,15 @@ def main() -> int:
             for line in show(found, options.show):
                 say(line)
             say()
+    except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
+        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
+        return USAGE
     except (UsageError, ForeignPageError) as err:
         complain(f"error: {err}")
         return USAGE
     except CheckError as err:
         complain(f"error: training would stop: {err}")
         return FAULTS
-    except ModuleNotFoundError as err:
-        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
-        return USAGE
     return _tell(found, options)
 
 

@@ -60,9 +60,9 @@ def histogram(values: Sequence[int], limit: int | None, rows: int = 12, width: i
 def _edges(largest: int, limit: int | None, rows: int) -> list[int]:
     """Returns where bins end, after a 0; the last edge is not below `largest`, and `limit` is an edge if it is."""
     if limit is None or largest <= limit:
-        step = _round_step(largest / rows)
+        step = round_step(largest / rows)
         return list(range(0, largest + step, step))
-    step = _round_step(limit / rows)
+    step = round_step(limit / rows)
     edges = [*range(0, limit, step), limit]
     while edges[-1] < largest:
         edges.append(edges[-1] + step)
@@ -75,7 +75,7 @@ def _bar(share: float, width: int) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _round_step(step: float) -> int:
+def round_step(step: float) -> int:
     """Returns the next number of 1, 2, 5, 10, 20, 50, …"""
     power = 1
     while True:

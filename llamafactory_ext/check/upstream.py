@@ -6,7 +6,6 @@ seams, and ``split_dataset`` and ``merge_dataset`` of ``llamafactory.data.data_u
 
 import copy
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -87,16 +86,16 @@ def tokenise(rows: Any, arguments: Arguments, tokenizer: Tokenizer) -> Any:
     """
     from llamafactory.data import loader
 
+    from llamafactory_ext.overlong import unlimited
+
     preprocess = getattr(loader._get_preprocessed_dataset, "__wrapped__", None)
     if preprocess is None:
         raise CheckError("this LLaMA-Factory tokenises in a way that check does not know; lengths are left out")
-    unlimited = copy.copy(arguments.data)
-    unlimited.cutoff_len, unlimited.packing, unlimited.neat_packing = sys.maxsize, False, False
     with silence():
         try:
             tokenised = preprocess(
                 rows,
-                unlimited,
+                unlimited(arguments.data),
                 arguments.training,
                 "sft",
                 tokenizer.template,

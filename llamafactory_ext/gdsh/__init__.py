@@ -7,7 +7,7 @@ data is a `GdshError`.
 from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
 from .errors import GdshError
-from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name
+from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name, show_pictures
 from .prompts import place_markers
 from .tables import Series, read_series
 
@@ -29,5 +29,6 @@ __all__ = [
     "read_annotations",
     "read_anomalies",
     "read_series",
+    "show_pictures",
     "write_answer",
 ]

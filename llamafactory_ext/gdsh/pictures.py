@@ -11,7 +11,7 @@ import re
 import stat
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
@@ -177,6 +177,11 @@ def _suffix_matches(tier: Tier, stem: str) -> list[SeriesFile]:
 def picture_name(picture: str) -> str:
     """The file name in a picture's path, which may be one of Windows."""
     return re.split(r"[\\/]", picture)[-1]
+
+
+def show_pictures(pictures: Iterable[str]) -> str:
+    """The file names of a record's pictures, for messages: their folders lie on another machine."""
+    return ", ".join(map(picture_name, pictures))
 
 
 def _picture_stem(picture: str) -> str:

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import orjson
 
+from llamafactory_ext.dataset_entry import COLUMNS, TAGS
 from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
 
 from .resampling import Floats
 
 
-# The keys that `dataset_entry.py` takes for granted where an entry of dataset_info.json does not name others.
-CHATTS_COLUMNS = {"prompt": "input", "response": "output", "timeseries": "timeseries"}
-GDSH_COLUMNS = {"messages": "conversations", "images": "image"}
-GDSH_TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "user", "assistant_tag": "assistant"}
+CHATTS_COLUMNS, GDSH_COLUMNS = COLUMNS["chatts"], COLUMNS["gdsh"]
+GDSH_TAGS = {tag: name for tag, name in TAGS["gdsh"].items() if tag != "system_tag"}  # that one is upstream's default
 SYSTEM = "system"
 
 

@@ -13,13 +13,14 @@ from llamafactory_ext.gdsh import (
     Anomaly,
     GdshError,
     read_series,
+    show_pictures,
     write_answer,
 )
 
 from .lines import chatts_line, gdsh_line
 from .merging import without_equals
 from .options import Options
-from .records import Record, fault_of, show_pictures
+from .records import Record, fault_of
 from .resampling import (
     Floats,
     choose_normal,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, read_annotations
+from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, read_annotations, show_pictures
 
 from .lines import GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 from .options import Options
-from .records import Fault, Record, show_pictures
+from .records import Fault, Record
 from .sources import Source, Sources, own_picture
 from .writing import telling
 

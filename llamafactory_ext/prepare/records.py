@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llamafactory_ext.gdsh import picture_name
+from llamafactory_ext.gdsh import show_pictures
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,7 @@ class Fault:
     picture: str
     fault: str
 
-    def __str__(self) -> str:
-        if self.record is None:
-            return self.fault
-        named = f" ({self.picture})" if self.picture else ""
-        return f"{self.file}: record {self.record}{named}: {self.fault}"
-
 
 def fault_of(record: Record, error: object) -> Fault:
     """Tell a fault of `record`."""
     return Fault(record.file, record.index, show_pictures(record.pictures), str(error))
-
-
-def show_pictures(pictures: tuple[str, ...]) -> str:
-    """The file names of a record's pictures: their folders lie on another machine and say nothing here."""
-    return ", ".join(map(picture_name, pictures))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from html import escape
 
 from llamafactory_ext.check.labels import Label
+from llamafactory_ext.check.lengths import round_step
 from llamafactory_ext.check.plot.panels import Panel, value_range
 
 
@@ -73,14 +74,9 @@ def _axes(length: int, low: float, high: float) -> list[str]:
         y = _y(value, low, high)
         parts.append(f'<path class="grid" d="M0 {y:.1f}H{WIDTH}"/><text x="-6" y="{y + 4:.1f}" text-anchor="end">')
         parts.append(f"{value:.4g}</text>")
-    step = _round_step(length / 8)
+    step = round_step(length / 8)
     for index in range(0, length, step):
         x = (index + 0.5) / length * WIDTH
         parts.append(f'<path class="grid" d="M{x:.1f} 0V{HEIGHT + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT + 16}" text-anchor="middle">{index}</text>')
     return parts
-
-
-def _round_step(step: float) -> int:
-    power = 10 ** max(0, math.floor(math.log10(step))) if step > 0 else 1
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step)
