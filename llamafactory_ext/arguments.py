@@ -1,7 +1,7 @@
 """The plugin's YAML keys, as fields of LLaMA-Factory's own argument classes.
 
 Replaces two classes in the lists of ``llamafactory.hparams.parser`` by subclasses with more fields. Names and meaning
-of the encoder's keys are the fork's, so that its recipes carry over.
+of the encoder's keys are the fork's, so that its recipes carry over; those of memory are applied in ``levers``.
 """
 
 import math
@@ -38,9 +38,20 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
             "help": "Train the time-series encoder too: LoRA on its linear layers, or all of it in full tuning."
         },
     )
+    embedding_on_cpu: bool = field(
+        default=False,
+        metadata={"help": "Keep the embedding table, which is only looked up, in CPU memory."},
+    )
+    offload_checkpoints: bool = field(
+        default=False,
+        metadata={"help": "Keep the inputs of checkpointed layers in CPU memory until the backward pass."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in ("embedding_on_cpu", "offload_checkpoints"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected `true` or `false`.")
         if self.timeseries_sft_lr is None:
             return
         if not isinstance(self.timeseries_sft_lr, int | float) or not 0 < self.timeseries_sft_lr < math.inf:

@@ -7,7 +7,13 @@ from pathlib import Path
 import yaml
 
 
-OWN_KEYS = ("timeseries_sft_lr", "train_timeseries_modules", "overlong_records")
+OWN_KEYS = (
+    "timeseries_sft_lr",
+    "train_timeseries_modules",
+    "overlong_records",
+    "embedding_on_cpu",
+    "offload_checkpoints",
+)
 
 
 def run_needs_plugin(arguments: Sequence[str]) -> bool:

@@ -11,6 +11,8 @@ the reason, does not stop a run that has no use for it; a run that has stops wit
 Of transformers, public classes are subclassed; two uses go beyond what is documented: the model overrides
 ``GenerationMixin._expand_inputs_for_generation``, as transformers' own multimodal models do, since series are not one
 a row; and ``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
+Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
+``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use.
 """
 
 import importlib
@@ -123,6 +125,12 @@ SEAMS: tuple[Seam, ...] = (
         "llamafactory_ext.encoder_training:install_freezing",
         "`train_timeseries_modules: false` in full and freeze tuning",
         ("config", "finetuning_args"),
+    ),
+    Seam(
+        "llamafactory.model.loader:init_adapter",
+        "llamafactory_ext.levers:install",
+        "memory and precision are settled when the model is loaded and no adapter, DDP or Trainer holds its parts yet",
+        ("config", "model", "model_args", "finetuning_args", "is_trainable"),
     ),
     Seam(
         "llamafactory.train.sft.trainer:create_custom_optimizer",

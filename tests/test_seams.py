@@ -55,6 +55,10 @@ DIGESTS = {
         "0.9.4": "fe853698e4250937",
         "0.9.5": "4c537668c71cfa4c",
     },
+    "llamafactory.model.loader:init_adapter": {
+        "0.9.4": "d2f75ad0a60954b6",
+        "0.9.5": "a1a096bb600f850e",
+    },
     "llamafactory.train.sft.trainer:create_custom_optimizer": {
         "0.9.4": "180ac377aeee56c9",
         "0.9.5": "530fbefc32ba646b",

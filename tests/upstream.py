@@ -58,6 +58,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "model/adapter.py:_setup_full_tuning",
         "model/adapter.py:_setup_freeze_tuning",
     ),
+    "llamafactory.model.loader:init_adapter": (
+        "model/adapter.py:init_adapter",
+        "model/loader.py:load_model",
+        "model/patcher.py:patch_model",
+        "model/model_utils/checkpointing.py:prepare_model_for_training",
+    ),
     "llamafactory.train.sft.trainer:create_custom_optimizer": (
         "train/trainer_utils.py:create_custom_optimizer",
         "train/sft/trainer.py:CustomSeq2SeqTrainer.create_optimizer",

@@ -9,11 +9,13 @@ The class names are the published ones, so that a saved checkpoint names the sam
 Checked with transformers 4.57.6 and 5.6.0.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from transformers import BitsAndBytesConfig, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -21,6 +23,7 @@ from transformers.utils import can_return_tuple
 
 from .config import Qwen2TSConfig, Qwen3TSConfig
 from .encoder import TimeSeriesEncoder
+from .loss import summed_in_pieces
 from .published import copy_published_files
 
 
@@ -29,12 +32,33 @@ _IGNORED = -100
 _UNQUANTISED = ["ts_encoder", "lm_head"]
 
 
+def _describe(loss: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> str:
+    """Returns what is known about a loss that is not finite, and what to change."""
+    where = "the head" if bool(hidden.isfinite().all()) else "the decoder's layers"
+    half = torch.is_autocast_enabled(hidden.device.type) or weight.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.get_autocast_dtype(hidden.device.type) if half and weight.dtype == torch.float32 else weight.dtype
+    if dtype == torch.float16:
+        advice = (
+            "float16 ends at 65504: set `bf16: true` instead of `fp16` (Ampere and later), or "
+            "`upcast_layernorm: true` with `quantization_bit: 4` and `flash_attn: sdpa` (yaml/2080ti_qlora_safe.yaml)"
+        )
+    else:
+        advice = "lower `learning_rate`, and check that the checkpoint's weights are finite and the series' too"
+    return (
+        f"the loss is {float(loss.detach())}; what is not finite comes out of {where}, in {dtype}. Stopped: {advice}."
+    )
+
+
 class ChatTSMixin:
     """What both families share. Stands before the language model's class in the bases."""
 
     config: Any
     model: nn.Module
     lm_head: nn.Module
+    returns_logits: bool | None = None
+    """Whether whole logits come beside a loss: by default in evaluation only, where a metric may want them."""
+    offload_checkpoints = False
+    """Whether the inputs of checkpointed layers wait for the backward pass in CPU memory (reentrant ones only)."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -56,6 +80,12 @@ class ChatTSMixin:
         if kwargs.get("is_main_process", True):
             copy_published_files(self.config, Path(save_directory))
 
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs are wanted on: the head's, since the embedding may lie in CPU memory."""
+        device: torch.device = self.lm_head.weight.device
+        return device
+
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
@@ -75,26 +105,29 @@ class ChatTSMixin:
         Arguments:
             timeseries: all series of the batch in order, ``[series, 2 * longest, 1]``, scaled values and mask
                 alternating; in ``input_ids`` there is one ``<ts>`` for each of their patches.
-            labels: ``[batch, length]``, -100 where no loss is taken. In training, logits are then computed for the
-                kept labels alone and not returned; in evaluation they are returned whole.
+            labels: ``[batch, length]``, -100 where no loss is taken. Whether logits are returned beside the loss:
+                see ``returns_logits``.
 
         Raises:
             ValueError: ``<ts>`` tokens and patches differ in number.
+            FloatingPointError: the loss of a training step is not finite.
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, timeseries)
-        outputs = self.model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with self._checkpoints_on_cpu(inputs_embeds.device):
+            outputs = self.model(
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
         hidden = outputs.last_hidden_state
         loss = None if labels is None else self._loss(hidden, labels, input_ids, **kwargs)
         logits = None
-        if labels is None or not self.training:  # type: ignore[attr-defined]
+        wanted = not self.training if self.returns_logits is None else self.returns_logits  # type: ignore[attr-defined]
+        if labels is None or wanted:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept, :])
         return CausalLMOutputWithPast(
@@ -143,18 +176,35 @@ class ChatTSMixin:
             labels = labels.masked_fill(input_ids == self.config.ts_token_start_index, _IGNORED)
         targets = labels[:, 1:]
         kept = targets != _IGNORED
-        if not bool(kept.any()):
-            # The mean over nothing would be NaN and stop the whole run. Through the head, whose weights other
-            # processes wait for; zeroed before summing, since a sum of float16 overflows.
-            return (self.lm_head(hidden[:, :1]) * 0.0).sum().float()
-        loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
-            logits=self.lm_head(hidden[:, :-1][kept]),
-            labels=None,
-            vocab_size=self.config.vocab_size,
-            shift_labels=targets[kept],
-            **kwargs,
-        )
+        # One divisor for all pieces. Where no label is kept, the mean over nothing would be NaN and stop the run.
+        count = kwargs.pop("num_items_in_batch", None)
+        count = kept.sum().clamp(min=1) if count is None else count
+
+        def piece_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
+                logits=self.lm_head(hidden),
+                labels=None,
+                vocab_size=self.config.vocab_size,
+                shift_labels=targets,
+                num_items_in_batch=count,
+                **kwargs,
+            )
+            return loss
+
+        loss = summed_in_pieces(piece_loss, hidden[:, :-1][kept], targets[kept], self.config.vocab_size)
+        if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
+            raise FloatingPointError(_describe(loss, hidden, self.lm_head.weight))
         return loss
+
+    def _checkpoints_on_cpu(self, device: torch.device) -> Any:
+        """Returns the context in which layers leave their checkpoints in CPU memory, if they are to.
+
+        With reentrant checkpoints a layer's input is all that is saved in here; what the second run of the layer saves
+        is saved in the backward pass, out of reach.
+        """
+        if not (self.offload_checkpoints and self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+            return nullcontext()
+        return save_on_cpu(pin_memory=device.type == "cuda")
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, past_key_values: Any = None, timeseries: Any = None, **kwargs: Any

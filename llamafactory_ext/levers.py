@@ -1,0 +1,90 @@
+"""What makes a run smaller or keeps it finite, applied between loading the model and adding the adapter.
+
+Wraps ``init_adapter`` of ``llamafactory.model.loader``. None of it changes a result beyond float rounding.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from llamafactory.extras import logging
+from transformers.integrations import deepspeed_config, is_fsdp_enabled
+
+from llamafactory_ext.model import is_chatts
+from llamafactory_ext.model.attention import use_where_it_suits
+from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision
+from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
+
+
+logger = logging.get_logger("llamafactory.ext")
+
+
+def install(upstream: Any) -> str | None:
+    """Wraps ``init_adapter``."""
+    init_adapter = upstream.init_adapter
+
+    @functools.wraps(init_adapter)
+    def init_with_levers(config: Any, model: Any, model_args: Any, finetuning_args: Any, is_trainable: bool) -> Any:
+        if not is_chatts(config):
+            return init_adapter(config, model, model_args, finetuning_args, is_trainable)
+        model.returns_logits = _wants_logits(finetuning_args)
+        _fit_card(model)
+        if is_trainable:
+            _fit_precision(model, model_args)
+        if finetuning_args.embedding_on_cpu:
+            _move_embedding(model)
+        if finetuning_args.offload_checkpoints and is_trainable:
+            _offload_checkpoints(model, model_args)
+        adapted = init_adapter(config, model, model_args, finetuning_args, is_trainable)
+        if finetuning_args.embedding_on_cpu and is_trainable:
+            keep_out_of_ddp(adapted)
+        return adapted
+
+    upstream.init_adapter = init_with_levers
+    return "wrapped"
+
+
+def _wants_logits(finetuning_args: Any) -> bool | None:
+    """Returns whether whole logits are wanted beside a loss; None leaves it to the model."""
+    if finetuning_args.stage != "sft":
+        return None
+    return bool(finetuning_args.compute_accuracy or getattr(finetuning_args, "use_asft_loss", False))
+
+
+def _fit_card(model: Any) -> None:
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if use_where_it_suits(model, capability):
+        logger.info_rank0("SDPA on a card older than Ampere: keys and values are repeated, to keep its small kernel.")
+
+
+def _fit_precision(model: Any, model_args: Any) -> None:
+    if deepspeed_config() is not None:  # it casts the whole model itself
+        return
+    cast = match_half_precision(model, model_args.compute_dtype)
+    if cast:
+        logger.info_rank0(f"{cast} frozen weights in the other half precision cast to {model_args.compute_dtype}.")
+    quantised = getattr(model, "quantization_method", None) is not None
+    if quantised and model_args.upcast_layernorm and model_args.compute_dtype == torch.float16:
+        count = guard_last_projections(model)
+        logger.info_rank0(f"{count} down projections are kept within float16's range.")
+
+
+def _move_embedding(model: Any) -> None:
+    if deepspeed_config() is not None or is_fsdp_enabled():
+        raise ValueError(
+            "`embedding_on_cpu` does not go with DeepSpeed or FSDP, which place weights themselves; remove it."
+        )
+    size = move_embedding_to_cpu(model)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    logger.info_rank0(f"The embedding table stays in CPU memory: {size / 2**20:,.1f} MiB less on the card.")
+
+
+def _offload_checkpoints(model: Any, model_args: Any) -> None:
+    if model_args.disable_gradient_checkpointing or not model_args.use_reentrant_gc or model_args.use_unsloth_gc:
+        raise ValueError(
+            "`offload_checkpoints` needs gradient checkpointing as it is by default; remove it, or "
+            "`disable_gradient_checkpointing`, `use_reentrant_gc: false` and `use_unsloth_gc`."
+        )
+    model.offload_checkpoints = True
+    logger.info_rank0("The layers' checkpoints wait for the backward pass in CPU memory.")

@@ -1,0 +1,140 @@
+"""Memory levers through LLaMA-Factory: applied where they belong, refused elsewhere, and the run stays the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, log_history, run_cli
+from helpers_model import build
+
+from llamafactory_ext.model.host_embedding import HostEmbedding
+
+
+LEVERS = ("embedding_on_cpu=true", "offload_checkpoints=true")
+Adapt = Callable[..., Any]
+
+
+@pytest.fixture
+def adapt(tmp_path: Path) -> Adapt:
+    """Puts a model through LLaMA-Factory's loader as it is right after loading; takes recipe keys."""
+
+    def run(model: Any, trains: bool = True, compute: torch.dtype = torch.float32, **keys: Any) -> Any:
+        from llamafactory.hparams import get_train_args
+        from llamafactory.model import loader
+
+        recipe = {"model_name_or_path": str(tmp_path), "dataset": "none", "output_dir": str(tmp_path / "out")}
+        recipe |= {"stage": "sft", "do_train": True, "template": "chatts", "report_to": "none", "use_cpu": True}
+        model_args, _, _, finetuning_args, _ = get_train_args(recipe | keys)
+        model_args.compute_dtype = compute  # a CPU has no `fp16`
+        return loader.init_adapter(model.config, model, model_args, finetuning_args, trains)
+
+    return run
+
+
+def test_nothing_is_changed_unless_asked_for(adapt: Adapt) -> None:
+    model = adapt(build("qwen2"), lora_target="q_proj")
+    assert not isinstance(model.get_input_embeddings(), HostEmbedding)
+    assert model.base_model.model.offload_checkpoints is False
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_embedding_is_moved(adapt: Adapt, trains: bool, log: pytest.LogCaptureFixture) -> None:
+    model = adapt(build("qwen2"), trains, lora_target="q_proj", embedding_on_cpu=True)
+    assert isinstance(model.get_input_embeddings(), HostEmbedding)
+    if trains:
+        (name,) = model._ddp_params_and_buffers_to_ignore
+        assert model.get_parameter(name) is model.get_input_embeddings().weight
+        assert not model.get_parameter(name).requires_grad
+    assert "The embedding table stays in CPU memory: 0.1 MiB less" in log.text
+
+
+@pytest.mark.parametrize("kind", ["full", "freeze"])
+def test_embedding_that_is_trained_stops_the_run(adapt: Adapt, kind: str) -> None:
+    keys = {"finetuning_type": kind, "freeze_extra_modules": "embed_tokens"} if kind == "freeze" else {}
+    with pytest.raises(ValueError, match="`embedding_on_cpu` needs a frozen embedding, but this run trains it"):
+        adapt(build("qwen2"), embedding_on_cpu=True, **{"finetuning_type": kind, **keys})
+
+
+def test_embedding_and_deepspeed(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory_ext import levers
+
+    monkeypatch.setattr(levers, "deepspeed_config", lambda: {"zero_optimization": {"stage": 2}})
+    with pytest.raises(ValueError, match="`embedding_on_cpu` does not go with DeepSpeed or FSDP"):
+        adapt(build("qwen2"), embedding_on_cpu=True)
+
+
+@pytest.mark.parametrize("keys", [{"disable_gradient_checkpointing": True}, {"use_reentrant_gc": False}])
+def test_offloading_what_is_not_there(adapt: Adapt, keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`offload_checkpoints` needs gradient checkpointing as it is by default"):
+        adapt(build("qwen2"), offload_checkpoints=True, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"), [({}, False), ({"compute_accuracy": True}, True), ({"stage": "dpo"}, None)]
+)
+def test_who_gets_whole_logits(adapt: Adapt, keys: dict[str, Any], expected: bool | None) -> None:
+    assert adapt(build("qwen2"), lora_target="q_proj", **keys).base_model.model.returns_logits is expected
+
+
+@pytest.mark.parametrize(
+    ("quantised", "upcast", "compute", "expected"),
+    [
+        (True, True, torch.float16, True),
+        (False, True, torch.float16, False),
+        (True, False, torch.float16, False),
+        (True, True, torch.bfloat16, False),
+    ],
+)
+def test_projections_are_guarded_in_safe_float16_only(
+    adapt: Adapt, quantised: bool, upcast: bool, compute: torch.dtype, expected: bool
+) -> None:
+    model = build("qwen2")
+    if quantised:
+        model.quantization_method = "bitsandbytes"
+    adapt(model, compute=compute, lora_target="q_proj", upcast_layernorm=upcast)
+    assert bool(model.model.layers[0].mlp.down_proj._forward_hooks) is expected
+
+
+def test_frozen_weights_in_the_other_half_precision(adapt: Adapt) -> None:
+    model = build("qwen2").bfloat16()
+    adapt(model, compute=torch.float16, lora_target="q_proj")
+    assert model.lm_head.weight.dtype == torch.float16
+    model = build("qwen2").bfloat16()
+    adapt(model, trains=False, compute=torch.float16)
+    assert model.lm_head.weight.dtype == torch.bfloat16  # prediction computes in the checkpoint's own type
+
+
+@pytest.mark.parametrize("key", ["embedding_on_cpu", "offload_checkpoints"])
+def test_levers_are_on_or_off(adapt: Adapt, key: str) -> None:
+    with pytest.raises(ValueError, match=f"`{key}` is 'auto'; expected `true` or `false`"):
+        adapt(build("qwen2"), **{key: "auto"})
+
+
+def train(demo: Path, cwd: Path, output: str, *keys: str, **environment: str) -> list[dict[str, Any]]:
+    fixed = [f"model_name_or_path={demo / 'model'}", "dataset=gdsh_demo", f"dataset_dir={demo / 'data'}"]
+    fixed += ["max_steps=3", "fp16=false", "gradient_accumulation_steps=2", "warmup_ratio=0", f"output_dir={output}"]
+    recipe = str(ROOT / "yaml" / "2080ti_qlora_safe.yaml")
+    run = run_cli("train", recipe, *fixed, *keys, cwd=cwd, **environment)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+    return log_history(cwd / output)
+
+
+def test_two_processes_with_every_lever(demo: Path, tmp_path: Path) -> None:
+    """The same losses, gradient norms and validation loss as without; the first step of the optimizer, too."""
+    processes = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    common = ("val_size=0.2", "do_eval=true", "eval_strategy=steps", "eval_steps=3", "per_device_train_batch_size=2")
+    off = [lever.replace("true", "false") for lever in LEVERS]
+    plain = train(demo, tmp_path, "plain", *common, *off, **processes)
+    every = train(demo, tmp_path, "every", *common, *LEVERS, **processes)
+    compared = ("loss", "grad_norm", "eval_loss")
+    rows = [[{key: entry[key] for key in compared if key in entry} for entry in run] for run in (plain, every)]
+    assert len(rows[0]) == len(rows[1]) and any("eval_loss" in row for row in rows[1])
+    for one, other in zip(*rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    paged = train(
+        demo, tmp_path, "paged", *common, *LEVERS, "optim=paged_adamw_8bit", "compute_accuracy=true", **processes
+    )
+    assert paged[0]["loss"] == pytest.approx(every[0]["loss"], rel=1e-4)  # its moments are in 8 bit from then on
+    assert 0 <= next(entry["eval_accuracy"] for entry in paged if "eval_accuracy" in entry) <= 1
