@@ -71,6 +71,13 @@ def test_offloading_what_is_not_there(adapt: Adapt, keys: dict[str, Any]) -> Non
         adapt(build("qwen2"), offload_checkpoints=True, **keys)
 
 
+def test_checkpoints_are_moved(adapt: Adapt, log: pytest.LogCaptureFixture) -> None:
+    model = adapt(build("qwen2"), lora_target="q_proj", offload_checkpoints=True)
+    assert model.base_model.model.offload_checkpoints is True
+    assert "checkpoints wait for the backward pass in CPU memory" in log.text
+    assert adapt(build("qwen2"), trains=False, offload_checkpoints=True).offload_checkpoints is False
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"), [({}, False), ({"compute_accuracy": True}, True), ({"stage": "dpo"}, None)]
 )

@@ -27,6 +27,7 @@ def summed_in_pieces(
     hidden: torch.Tensor,
     targets: torch.Tensor,
     vocab_size: int,
+    head_is_trained: bool,
 ) -> torch.Tensor:
     """Returns the sum of ``piece_loss(hidden, targets)`` over pieces of the labels.
 
@@ -34,8 +35,10 @@ def summed_in_pieces(
         piece_loss: head and loss of some labels, summed or divided by a number that is the same for all pieces.
         hidden: ``[labels, hidden_size]``; it may have no rows, and the loss is then zero with a gradient of zero.
         targets: ``[labels]``.
+        head_is_trained: ZeRO-3 then takes all labels at once, since it reduces a weight's gradient only once.
     """
-    size = labels_at_once(vocab_size)
+    zero3 = is_deepspeed_zero3_enabled()
+    size = max(1, len(targets)) if zero3 and head_is_trained else labels_at_once(vocab_size)
     pieces = list(zip(hidden.split(size), targets.split(size), strict=True))
     # ZeRO-3 gathers the head's weights at each call, which all processes must make equally often.
     pieces = [(hidden[:0], targets[:0])] * (_most_of_all_processes(len(pieces), hidden.device) - len(pieces)) + pieces

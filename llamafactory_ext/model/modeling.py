@@ -191,7 +191,10 @@ class ChatTSMixin:
             )
             return loss
 
-        loss = summed_in_pieces(piece_loss, hidden[:, :-1][kept], targets[kept], self.config.vocab_size)
+        head_is_trained = any(weight.requires_grad for weight in self.lm_head.parameters())
+        loss = summed_in_pieces(
+            piece_loss, hidden[:, :-1][kept], targets[kept], self.config.vocab_size, head_is_trained
+        )
         if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
             raise FloatingPointError(_describe(loss, hidden, self.lm_head.weight))
         return loss
