@@ -60,7 +60,8 @@ def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch)
     kept = int((batch()["labels"][:, 1:] != -100).sum())
     forward = rows[: -(-kept // size)]
     assert sum(forward) == kept and max(rows) <= size  # never more logits at once
-    assert len(rows) == 2 * len(forward) - 1  # each piece a second time for its gradient, but for the last one
+    assert len(rows) == 2 * len(forward) - 1  # each piece a second time for its gradient, but for the last one,
+    assert forward[-1] == min(kept, size)  # which is a whole one
     plain = trained(family)
     logits = plain(**{key: value for key, value in batch().items() if key != "labels"}).logits
     whole = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten())

@@ -39,14 +39,17 @@ def summed_in_pieces(
     """
     zero3 = is_deepspeed_zero3_enabled()
     size = max(1, len(targets)) if zero3 and head_is_trained else labels_at_once(vocab_size)
-    pieces = list(zip(hidden.split(size), targets.split(size), strict=True))
+    # What is left over goes first: the last piece, which is not computed twice, is then a whole one.
+    whole, rest = divmod(len(targets), size)
+    sizes = [rest] * (rest > 0 or whole == 0) + [size] * whole
+    pieces = list(zip(hidden.split(sizes), targets.split(sizes), strict=True))
     # ZeRO-3 gathers the head's weights at each call, which all processes must make equally often.
     pieces = [(hidden[:0], targets[:0])] * (_most_of_all_processes(len(pieces), hidden.device) - len(pieces)) + pieces
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for piece in pieces[:-1]:
         if torch.is_grad_enabled():
             # ZeRO-3 empties weights between the passes, which the other kind of checkpoint takes for a change.
-            kept = checkpoint(piece_loss, *piece, use_reentrant=is_deepspeed_zero3_enabled(), preserve_rng_state=False)
+            kept = checkpoint(piece_loss, *piece, use_reentrant=zero3, preserve_rng_state=False)
         else:
             kept = piece_loss(*piece)
         total = total + kept
