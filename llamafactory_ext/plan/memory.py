@@ -1,0 +1,99 @@
+"""Bytes that a training run takes, on its device and in the machine's memory, part by part.
+
+Arithmetic over what transformers 5.6, PEFT 0.18, bitsandbytes 0.50 and torch 2.11 keep; `tools/bench.py` compares it
+with what is measured. On a CPU it was; on cards it was not.
+"""
+
+from .memory_parts import Load, Settings
+from .memory_step import checkpoint_bytes, encoder_activation_bytes, layer_bytes, loss_bytes, residual_bytes
+from .memory_weights import (
+    adapter_bytes,
+    embedding_bytes,
+    encoder_bytes,
+    gradient_bytes,
+    head_bytes,
+    offloaded_weight_bytes,
+    optimiser_bytes,
+    pinned,
+    weight_bytes,
+)
+from .shape import Shape
+
+
+__all__ = ["Load", "Settings", "on_device", "on_host"]
+
+_CUDA_CONTEXT = int(0.45 * 2**30)  # context, cuBLAS workspaces: an assumption, not measured
+_INTERPRETER = int(0.75 * 2**30)  # a process with torch, transformers, PEFT and bitsandbytes loaded: measured (CPU)
+_FRAGMENTATION = 0.1  # of what comes and goes in a step, on a card: an assumption, not measured
+
+
+def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
+    """Returns the bytes at the peak of a step, by part; they add up to it.
+
+    A step peaks where the loss is taken or in the backward pass of a layer, not in both: "largest layer" is the
+    latter, "logits" what the former takes beyond it (0 where it stays below). Both hold beside "checkpoints" and
+    "encoder activations", which wait for their backward pass.
+    """
+    cuda = settings.device == "cuda"
+    layer, loss = layer_bytes(shape, settings, load), loss_bytes(shape, settings, load)
+    checkpoints = checkpoint_bytes(shape, settings, load)
+    if settings.offload_checkpoints and settings.checkpointing:
+        checkpoints = min(checkpoints, residual_bytes(shape, settings, load))  # the one that is being used
+    series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer)
+    weights = weight_bytes(shape, settings)
+    return {
+        "weights" if settings.quantization_bit is None else "quantised weights": weights,
+        "embedding": 0 if _embedding_on_host(shape, settings) else embedding_bytes(shape, settings),
+        "head": head_bytes(shape, settings),
+        "encoder": encoder_bytes(shape, settings),
+        "adapter": adapter_bytes(shape, settings),
+        "gradients": gradient_bytes(shape, settings),
+        "optimiser": 0 if _optimiser_on_host(settings) else optimiser_bytes(shape, settings),
+        "encoder activations": series,
+        "checkpoints": checkpoints,
+        "largest layer": layer,
+        "logits": rest,
+        "context": _CUDA_CONTEXT if cuda else _INTERPRETER,
+        "reserve": int(_FRAGMENTATION * (series + checkpoints + layer + rest)) if cuda else 0,
+    }
+
+
+def on_host(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
+    """Returns the bytes in the machine's memory, all its processes together, by part; an upper bound is their sum.
+
+    On a CPU the device is that memory: what `on_device` tells is then in "training".
+    """
+    processes = settings.processes
+    if settings.device == "cpu":
+        return {"training": processes * sum(on_device(shape, settings, load).values())}
+    offloaded = settings.offload_checkpoints and settings.checkpointing
+    paged = _optimiser_on_host(settings)
+    return {
+        "processes": processes * _INTERPRETER,
+        "while loading": _loading_bytes(shape, settings),
+        "offloaded weights": offloaded_weight_bytes(shape, settings),
+        "embedding": processes * _embedding_on_host(shape, settings) * embedding_bytes(shape, settings),
+        "checkpoints": processes * offloaded * shape.layers * pinned(residual_bytes(shape, settings, load)),
+        "optimiser": processes * paged * optimiser_bytes(shape, settings),
+    }
+
+
+def _embedding_on_host(shape: Shape, settings: Settings) -> bool:
+    """A head that shares the table keeps it on the device."""
+    return settings.embedding_on_cpu and not shape.tied
+
+
+def _optimiser_on_host(settings: Settings) -> bool:
+    """Paged states leave the card when something else wants the room, which is at the peak."""
+    return settings.offload_optimizer or settings.optimizer.startswith("paged_")
+
+
+def _loading_bytes(shape: Shape, settings: Settings) -> int:
+    """What is held while a checkpoint is read.
+
+    transformers reads tensor by tensor, but with ZeRO-3 all files before the first weight is passed on: mapped, so
+    that processes share them and the system can take them back, at the price of reading again.
+    """
+    if settings.zero_stage == 3:
+        return 2 * shape.parameters
+    return 2 * settings.processes * 2 * max(shape.embedding_parameters, *(i * o for i, o in shape.linears.values()))

@@ -1,0 +1,114 @@
+"""Bytes of what comes and goes in a step: what the forward pass keeps, and what a backward pass needs at its peak.
+
+Written down from what autograd saves in transformers' Qwen2 and Qwen3 with PEFT: a frozen linear layer saves nothing
+of its input, one with a LoRA saves it; an RMSNorm a float32 copy of its input; SDPA query, key, value, output and the
+logarithms of its sums; ``silu(gate) * up`` all three.
+"""
+
+from .memory_parts import Load, Settings
+from .shape import Shape
+
+
+_LOGITS_AT_ONCE, _FEWEST_LABELS = 2**24, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
+
+
+def labels_at_once(vocab_size: int) -> int:
+    """Labels whose logits are computed together."""
+    return max(_FEWEST_LABELS, _LOGITS_AT_ONCE // vocab_size)
+
+
+def hidden_bytes(settings: Settings) -> int:
+    """Bytes of a number between the layers."""
+    return 4 if settings.float32_between_layers or settings.full else settings.weight_bytes
+
+
+def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """The hidden states between two layers, ``[tokens, hidden_size]``: one checkpoint."""
+    return load.tokens * shape.hidden_size * hidden_bytes(settings)
+
+
+def checkpoint_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """What all layers keep from the forward to the backward pass, wherever it lies."""
+    kept = 0 if settings.checkpointing else saved_bytes(shape, settings, load)
+    return shape.layers * (residual_bytes(shape, settings, load) + kept)
+
+
+def saved_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """What autograd saves of one decoder layer beside its input."""
+    compute, hidden = settings.compute_bytes, hidden_bytes(settings)
+    inner = 4 if settings.float32_between_layers else compute
+    width, mlp = shape.hidden_size, shape.intermediate_size
+    norms = 4 * width * (2 if hidden == 2 else 1) + 8  # float32 already: the first one's is the checkpoint itself
+    each = norms + _inputs_of_trained(shape, settings) + 3 * inner * mlp
+    if shape.qk_norm:  # norms, too
+        each += 4 * (shape.heads + shape.kv_heads) * (shape.head_dim + 1)
+    each += _attention(shape, settings)
+    return load.tokens * each + _scores(shape, settings, load)
+
+
+def _inputs_of_trained(shape: Shape, settings: Settings) -> int:
+    """Bytes a token: inputs that trained layers keep, and LoRA's inner results.
+
+    The input of ``o_proj`` is the attention's output, which is kept anyway.
+    """
+    compute, hidden = settings.compute_bytes, hidden_bytes(settings)
+    together = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
+    total = 0
+    for names in together:  # these share an input, but autocast casts it for each
+        trained = sum(settings.trains(name) for name in names)
+        width = 0 if names == ("o_proj",) else shape.linears[names[0]][0]
+        total += width * compute * (trained if hidden > compute else min(trained, 1))
+        total += 0 if settings.full else trained * settings.lora_rank * compute
+    return total
+
+
+def _attention(shape: Shape, settings: Settings) -> int:
+    """Bytes a token that attention saves, but for scores."""
+    # On cards keys and values are repeated to all heads: always so on Turing, elsewhere with padded batches.
+    keys = shape.attention_size if settings.device == "cuda" or settings.attention == "eager" else shape.kv_size
+    return settings.compute_bytes * 2 * (shape.attention_size + keys) + 4 * shape.heads
+
+
+def _scores(shape: Shape, settings: Settings, load: Load) -> int:
+    """Bytes of scores ``[rows, heads, length, length]``, written out by eager attention alone; and of the mask."""
+    squares = load.tokens * -(-load.tokens // load.rows)
+    mask = squares * settings.compute_bytes if load.rows > 1 else 0
+    if settings.attention != "eager":
+        return mask
+    return mask + shape.heads * squares * (4 + settings.compute_bytes)  # softmax in float32, and cast
+
+
+def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """Peak of one layer's backward pass, without its checkpoint."""
+    inner = 4 if settings.float32_between_layers else settings.compute_bytes
+    mlp = load.tokens * shape.intermediate_size * inner
+    residual = residual_bytes(shape, settings, load)
+    saved = saved_bytes(shape, settings, load) if settings.checkpointing else 0
+    # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
+    backward = max(3 * mlp, mlp + _weight_at_once(shape, settings))
+    scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0
+    return saved + 2 * residual + max(backward, scores)  # the layer's output and the gradient that comes to it
+
+
+def _weight_at_once(shape: Shape, settings: Settings) -> int:
+    """One of the MLP's weights as it is computed with: 4 bit written out, or cast by autocast."""
+    weight = shape.hidden_size * shape.intermediate_size * settings.compute_bytes
+    if settings.quantization_bit is not None:
+        return weight
+    return weight if settings.weight_bytes > settings.compute_bytes else 0
+
+
+def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels."""
+    labels = min(load.labels, labels_at_once(shape.vocab_size))
+    final_norm = load.tokens * shape.hidden_size * 4
+    gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
+    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered
+
+
+def encoder_activation_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """What the encoder keeps of all patches to the end of the backward pass: inputs of linear layers and of GELUs."""
+    if not settings.train_encoder:
+        return 0
+    first, others = shape.encoder_linears[0][0], shape.encoder_layers - 1
+    return load.patches * settings.compute_bytes * (first + 2 * others * shape.hidden_size)

@@ -1,0 +1,112 @@
+"""Bytes of what stays through a run: weights, adapter, gradients, the optimiser's states."""
+
+from .memory_parts import Settings
+from .shape import Shape
+
+
+_LIVE_PARAMETERS = 10**9  # stage3_max_live_parameters of yaml/deepspeed/
+_STATES = {"adamw": 8, "adam": 8, "sgd": 0, "lion": 4, "adafactor": 0}  # bytes a trained parameter, float32
+
+
+def weight_bytes(shape: Shape, settings: Settings) -> int:
+    """Decoder layers: linear layers, biases, norms. With ZeRO-3 all weights of the model, as far as on the device."""
+    size = settings.weight_bytes
+    if settings.zero_stage == 3:
+        shard = 0 if settings.offload_param else -(-shape.parameters // settings.processes)
+        # Gathered for use, and kept as long as they may be used again soon.
+        return size * (shard + min(shape.parameters - shard, _LIVE_PARAMETERS))
+    norm = 4 if settings.upcast_layernorm else size
+    small = shape.bias_parameters * size + shape.norm_parameters * norm
+    if settings.full:
+        return 4 * (shape.linear_parameters + shape.bias_parameters + shape.norm_parameters) + _cast(shape, settings)
+    if settings.quantization_bit is None:
+        return shape.linear_parameters * size + small
+    return int(shape.linear_parameters * _quantised(settings)) + small
+
+
+def _quantised(settings: Settings) -> float:
+    """Bytes a weight in bitsandbytes' formats: 4 bit in blocks of 64 with a scale each, 8 bit with one a row."""
+    if settings.quantization_bit == 8:
+        return 1.0
+    if settings.double_quantization:  # scales in 8 bit, in blocks of 256 with a float32 each
+        return 0.5 + 1 / 64 + 4 / (64 * 256)
+    return 0.5 + 4 / 64
+
+
+def _cast(shape: Shape, settings: Settings) -> int:
+    """Autocast keeps its copies of trained weights to the end of the forward pass."""
+    return shape.linear_parameters * settings.compute_bytes if settings.mixed_precision else 0
+
+
+def embedding_bytes(shape: Shape, settings: Settings) -> int:
+    """The table of token embeddings, wherever it lies."""
+    return _whole(shape.embedding_parameters, settings, trained=settings.full)
+
+
+def head_bytes(shape: Shape, settings: Settings) -> int:
+    """The head, which is never quantised."""
+    return _whole(shape.head_parameters, settings, trained=settings.full)
+
+
+def encoder_bytes(shape: Shape, settings: Settings) -> int:
+    """The series encoder, which is never quantised."""
+    return _whole(shape.encoder_parameters, settings, trained=settings.full and settings.train_encoder)
+
+
+def _whole(parameters: int, settings: Settings, trained: bool) -> int:
+    if settings.zero_stage == 3:  # in `weight_bytes`
+        return 0
+    return parameters * (4 if trained else settings.weight_bytes)  # LLaMA-Factory casts what is trained to float32
+
+
+def trained_parameters(shape: Shape, settings: Settings) -> int:
+    """Those that have a gradient."""
+    if settings.full:
+        return shape.parameters - (0 if settings.train_encoder else shape.encoder_parameters)
+    return shape.lora_parameters(settings.lora_rank, settings.lora_target, settings.train_encoder)
+
+
+def adapter_bytes(shape: Shape, settings: Settings) -> int:
+    """LoRA's weights."""
+    if settings.full:
+        return 0
+    size = settings.weight_bytes if settings.zero_stage == 3 else 4
+    return trained_parameters(shape, settings) * size
+
+
+def gradient_bytes(shape: Shape, settings: Settings) -> int:
+    """Gradients in the type of the trained weights; ZeRO-2 and -3 keep a process's share of them."""
+    size = settings.weight_bytes if settings.zero_stage else 4
+    shares = settings.processes if settings.zero_stage >= 2 else 1
+    if settings.offload_optimizer:  # they go to the CPU as they come
+        shares = max(shares, shape.layers)
+    return -(-trained_parameters(shape, settings) * size // shares)
+
+
+def optimiser_bytes(shape: Shape, settings: Settings) -> int:
+    """The optimiser's states of one process, wherever they lie; with ZeRO its float32 weights, too."""
+    name = settings.optimizer.removeprefix("paged_")
+    size = 2 if "8bit" in name else next((size for key, size in _STATES.items() if name.startswith(key)), 8)
+    if settings.zero_stage == 0:
+        return trained_parameters(shape, settings) * size
+    return -(-trained_parameters(shape, settings) * (size + 4) // settings.processes)
+
+
+def offloaded_weight_bytes(shape: Shape, settings: Settings) -> int:
+    """Weights that ZeRO-3 keeps in CPU memory, of all processes; each tensor's share is a block of its own."""
+    if settings.zero_stage != 3 or not settings.offload_param:
+        return 0
+    if not settings.pin_memory:
+        return shape.parameters * settings.weight_bytes
+    tensors = [(width * out, shape.layers) for width, out in shape.linears.values()]
+    tensors += [(shape.embedding_parameters, 1), (shape.head_parameters, 1)]
+    tensors += [(width * out, 1) for width, out in shape.encoder_linears]
+    tensors += [(shape.embedding_dim * (shape.max_sequence_length + 1) * shape.use_position_embedding, 1)]
+    shares = ((-(-numbers // settings.processes), count) for numbers, count in tensors)
+    each = sum(count * pinned(share * settings.weight_bytes) for share, count in shares)
+    return settings.processes * each
+
+
+def pinned(size: int) -> int:
+    """Bytes that a block of pinned memory takes: torch rounds up to a power of two (pytorch issue 150517)."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0

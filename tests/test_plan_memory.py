@@ -1,0 +1,322 @@
+"""The arithmetic of memory: against real models, against sums done by hand, and what must never lower or raise it."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from helpers_model import FAMILIES, WIDTH, build, config_dict, ts_section
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamafactory_ext.plan.memory import Load, Settings, on_device, on_host
+from llamafactory_ext.plan.memory_step import labels_at_once, saved_bytes
+from llamafactory_ext.plan.memory_weights import pinned
+from llamafactory_ext.plan.shape import KNOWN, Shape
+
+
+GIB = 2**30
+BIG, SMALL = KNOWN["chatts-14b"], KNOWN["chatts-8b"]
+QLORA = Settings(quantization_bit=4)
+ON_CPU = Settings(device="cpu", compute_dtype="float32", weight_dtype="float32", mixed_precision=False)
+RECORD = Load(tokens=1045, labels=120, patches=625)
+
+
+def device_total(shape: Shape = BIG, load: Load = RECORD, **changes: object) -> int:
+    return sum(on_device(shape, replace(QLORA, **changes), load).values())
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 4, "intermediate_size": 160, "num_hidden_layers": 3},
+        {"ts": ts_section(use_position_embedding=False, num_layers=2)},
+        {"ts": ts_section(patch_size=16, embedding_dim=3, max_sequence_length=100)},
+    ],
+)
+def test_parameters_are_those_of_the_model(family, changes):
+    model = build(family, **changes)
+    shape = Shape.from_config(config_dict(family, **changes))
+    assert shape.parameters == model.num_parameters()
+    assert shape == Shape.from_config(model.config), "a config object counts as its file"
+
+    def numbers(*names: str) -> int:
+        return sum(p.numel() for name, p in model.named_parameters() if any(part in name for part in names))
+
+    assert shape.encoder_parameters == numbers("ts_encoder")
+    assert shape.embedding_parameters == numbers("embed_tokens")
+    assert shape.head_parameters == numbers("lm_head")
+    assert shape.norm_parameters == numbers("norm")
+    assert shape.linear_parameters == numbers(*(f"{name}.weight" for name in shape.linears))
+
+
+def test_biases_of_qwen3_include_the_output_projection():
+    model = build("qwen3", attention_bias=True)
+    assert Shape.from_config(model.config).parameters == model.num_parameters()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("all",), ("down_proj",)])
+@pytest.mark.parametrize("encoder", [True, False])
+def test_lora_parameters_are_those_of_peft(family, targets, encoder):
+    from peft import LoraConfig, get_peft_model
+
+    model = build(family)
+    shape = Shape.from_config(model.config)
+    names = list(shape.linears) if targets == ("all",) else list(targets)
+    if encoder:
+        names += [f"ts_encoder.mlp.{2 * number}" for number in range(5)]
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=names))
+    assert shape.lora_parameters(4, targets, encoder) == wrapped.get_nb_trainable_parameters()[0]
+
+
+def test_missing_keys_are_named_together():
+    config = config_dict("qwen2")
+    del config["vocab_size"], config["ts"]["patch_size"]
+    with pytest.raises(ValueError, match=r"no vocab_size, ts\.patch_size; expected"):
+        Shape.from_config(config)
+
+
+def test_published_checkpoints_have_the_sizes_of_their_names():
+    assert BIG.parameters == pytest.approx(14.9e9, rel=0.01)
+    assert SMALL.parameters == pytest.approx(8.26e9, rel=0.01)
+
+
+# Against autograd
+
+
+ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("gate_proj", "o_proj"), ALL_TARGETS])
+def test_what_a_layer_saves_is_what_autograd_saves(family, targets):
+    """Frozen layers, norms, rotary positions, SDPA, LoRA and MLP, in float32 on a CPU: to one per cent."""
+    from peft import LoraConfig, get_peft_model
+
+    model = build(family, attention="sdpa", intermediate_size=224, num_attention_heads=8, head_dim=8)
+    wrapped = get_peft_model(model.requires_grad_(False).train(), LoraConfig(r=4, target_modules=list(targets)))
+    tokens = 500
+    hidden = torch.randn(1, tokens, WIDTH, requires_grad=True)
+    positions = model.model.rotary_emb(hidden, torch.arange(tokens)[None])
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model.layers[0](hidden, attention_mask=None, position_embeddings=positions)
+    for elsewhere in (hidden, *positions, *wrapped.parameters()):
+        saved.pop(elsewhere.untyped_storage().data_ptr(), None)
+    found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+    chosen = replace(ON_CPU, lora_rank=4, lora_target=targets)
+    assert saved_bytes(Shape.from_config(model.config), chosen, Load(tokens, 1, 1)) == pytest.approx(found, rel=0.01)
+
+
+# By hand
+
+
+def test_weights_of_chatts_14b_in_4_bit():
+    parts = on_device(BIG, QLORA, RECORD)
+    # 48 layers x (5120 x (2 x 5120 + 2 x 1024) + 3 x 5120 x 13,824) = 13,212,057,600 weights, each 0.5 byte, 1/64 for
+    # its block's scale and 4 / (64 x 256) for that scale's block; 1.18 million norms and biases in float16.
+    assert parts["quantised weights"] == int(13_212_057_600 * (0.5 + 1 / 64 + 4 / 16_384)) + 2 * 840_704
+    assert parts["quantised weights"] / GIB == pytest.approx(6.35, abs=0.005)
+    assert parts["embedding"] == parts["head"] == 152_064 * 5120 * 2
+    assert parts["embedding"] / GIB == pytest.approx(1.45, abs=0.005)
+    assert sum(parts[key] for key in ("quantised weights", "embedding", "head")) / GIB == pytest.approx(9.25, abs=0.01)
+
+
+def test_without_double_quantisation_a_scale_takes_four_bytes():
+    double = on_device(BIG, QLORA, RECORD)["quantised weights"]
+    single = on_device(BIG, replace(QLORA, double_quantization=False), RECORD)["quantised weights"]
+    assert single - double == pytest.approx(13_212_057_600 * (4 / 64 - 1 / 64 - 4 / 16_384), abs=2)
+
+
+def test_adapter_gradients_and_optimiser_of_the_main_recipe():
+    # Rank 8: 48 x (5120 + 5120 + 2 x (5120 + 1024)) and the encoder's 136 + 5120 + 4 x 2 x 5120 widths.
+    trained = 8 * (48 * 22_528 + 46_216)
+    parts = on_device(BIG, QLORA, RECORD)
+    assert parts["adapter"] == parts["gradients"] == 4 * trained
+    assert parts["optimiser"] == 8 * trained
+    assert on_device(BIG, replace(QLORA, optimizer="adamw_8bit"), RECORD)["optimiser"] == 2 * trained
+
+
+def test_checkpoints_are_one_hidden_state_a_layer():
+    assert on_device(BIG, QLORA, RECORD)["checkpoints"] == 48 * 1045 * 5120 * 2
+    assert on_device(BIG, replace(QLORA, upcast_layernorm=True), RECORD)["checkpoints"] == 48 * 1045 * 5120 * 4
+    assert on_device(BIG, replace(QLORA, offload_checkpoints=True), RECORD)["checkpoints"] == 1045 * 5120 * 2
+
+
+def test_pinned_memory_is_rounded_up_to_powers_of_two():
+    assert [pinned(size) for size in (0, 1, 2, 3, 4096, 4097)] == [0, 1, 2, 4, 4096, 8192]
+    offload = Settings(zero_stage=3, offload_param=True, offload_optimizer=True)
+    plain = on_host(BIG, offload, RECORD)["offloaded weights"]
+    assert plain / GIB == pytest.approx(27.7, abs=0.1)
+    # A layer: 2 x 64 MiB, 2 x 16 MiB, 3 x 256 MiB; embedding and head 2 GiB each; the encoder 4 x 64 MiB and less.
+    by_hand = (48 * (2 * 64 + 2 * 16 + 3 * 256) + 2 * 2048 + 4 * 64) / 1024
+    fixed = on_host(BIG, replace(offload, pin_memory=True), RECORD)["offloaded weights"] / GIB
+    assert fixed == pytest.approx(by_hand, abs=0.01)
+    assert fixed == pytest.approx(47.5 + 0.25, abs=0.1)
+
+
+def test_logits_are_taken_in_the_pieces_that_the_model_takes():
+    from llamafactory_ext.model.loss import labels_at_once as real
+
+    for size in (320, 1024, 151_936, 152_064, 2**24):
+        assert labels_at_once(size) == real(size)
+
+
+def test_levers_move_bytes_to_the_host():
+    plain = on_host(BIG, QLORA, RECORD)
+    assert plain["embedding"] == plain["checkpoints"] == plain["optimiser"] == plain["offloaded weights"] == 0
+    moved = replace(QLORA, embedding_on_cpu=True, offload_checkpoints=True, optimizer="paged_adamw_8bit")
+    assert on_device(BIG, moved, RECORD)["embedding"] == on_device(BIG, moved, RECORD)["optimiser"] == 0
+    host = on_host(BIG, moved, RECORD)
+    assert host["embedding"] == 152_064 * 5120 * 2
+    assert host["checkpoints"] == 48 * 16 * 2**20  # 10.2 MiB each, pinned
+    assert host["optimiser"] == 2 * 8 * (48 * 22_528 + 46_216)
+    assert on_host(BIG, replace(moved, processes=2), RECORD)["embedding"] == 2 * host["embedding"]
+
+
+def test_zero_with_offload_keeps_the_optimiser_on_the_host():
+    full = Settings(finetuning_type="full", zero_stage=3, offload_optimizer=True, processes=4)
+    assert on_device(SMALL, full, RECORD)["optimiser"] == 0
+    # Adam's two states and the weights in float32, a share each process.
+    assert on_host(SMALL, full, RECORD)["optimiser"] == pytest.approx(12 * SMALL.parameters, abs=100)
+
+
+def test_on_a_cpu_the_host_holds_the_device():
+    assert sum(on_host(SMALL, ON_CPU, RECORD).values()) == sum(on_device(SMALL, ON_CPU, RECORD).values())
+
+
+def test_eager_attention_writes_its_scores():
+    squares = 40 * 3000 * 3000
+    difference = device_total(load=Load(3000, 100, 625), attention="eager") - device_total(load=Load(3000, 100, 625))
+    assert difference > squares * 4
+
+
+# Properties
+
+
+DTYPES = st.sampled_from(["float16", "bfloat16", "float32"])
+TARGETS = st.sampled_from([("q_proj", "k_proj", "v_proj"), ("all",), ("o_proj", "down_proj"), ("gate_proj",)])
+SHAPES = st.sampled_from([BIG, SMALL, replace(SMALL, tied=True), Shape.from_config(config_dict("qwen2"))])
+LOADS = st.builds(
+    Load,
+    tokens=st.integers(1, 10_000),
+    labels=st.integers(0, 3000),
+    patches=st.integers(0, 5000),
+    rows=st.integers(1, 8),
+)
+ALL_SETTINGS = st.builds(
+    Settings,
+    device=st.sampled_from(["cuda", "cpu"]),
+    quantization_bit=st.sampled_from([None, 4, 8]),
+    double_quantization=st.booleans(),
+    compute_dtype=DTYPES,
+    weight_dtype=DTYPES,
+    mixed_precision=st.booleans(),
+    finetuning_type=st.sampled_from(["lora", "full"]),
+    lora_rank=st.integers(1, 256),
+    lora_target=TARGETS,
+    train_encoder=st.booleans(),
+    optimizer=st.sampled_from(["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "sgd", "unknown"]),
+    checkpointing=st.booleans(),
+    offload_checkpoints=st.booleans(),
+    embedding_on_cpu=st.booleans(),
+    upcast_layernorm=st.booleans(),
+    attention=st.sampled_from(["sdpa", "eager"]),
+    zero_stage=st.sampled_from([0, 2, 3]),
+    offload_param=st.booleans(),
+    offload_optimizer=st.booleans(),
+    pin_memory=st.booleans(),
+    processes=st.integers(1, 8),
+)
+
+
+def total(where, shape, chosen, load) -> int:
+    parts = where(shape, chosen, load)
+    assert all(isinstance(size, int) and size >= 0 for size in parts.values()), parts
+    return sum(parts.values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(SHAPES, ALL_SETTINGS, LOADS, st.integers(1, 500), st.sampled_from(["tokens", "labels", "patches"]))
+def test_more_to_compute_never_takes_less(shape, chosen, load, more, what):
+    heavier = replace(load, **{what: getattr(load, what) + more})
+    for where in (on_device, on_host):
+        assert total(where, shape, chosen, load) <= total(where, shape, chosen, heavier)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SHAPES, ALL_SETTINGS, LOADS, st.integers(1, 100))
+def test_a_higher_rank_never_takes_less(shape, chosen, load, more):
+    higher = replace(chosen, lora_rank=chosen.lora_rank + more)
+    for where in (on_device, on_host):
+        assert total(where, shape, chosen, load) <= total(where, shape, higher, load)
+
+
+LEVERS = [
+    {"embedding_on_cpu": True},
+    {"offload_checkpoints": True},
+    {"checkpointing": True},
+    {"offload_optimizer": True},
+    {"optimizer": "paged_adamw_8bit"},
+    {"attention": "sdpa"},
+    {"upcast_layernorm": False},
+    {"double_quantization": True},
+    {"train_encoder": False},
+    {"offload_param": True},
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(SHAPES, ALL_SETTINGS, LOADS, st.sampled_from(LEVERS))
+def test_levers_never_take_more_of_the_device(shape, chosen, load, lever):
+    if "optimizer" in lever and chosen.optimizer == "sgd":  # which has no states to begin with
+        chosen = replace(chosen, optimizer="adamw_torch")
+    assert total(on_device, shape, replace(chosen, **lever), load) <= total(on_device, shape, chosen, load)
+
+
+def test_every_setting_matters_somewhere():
+    changes = {
+        "device": "cpu",
+        "quantization_bit": 8,
+        "double_quantization": False,
+        "compute_dtype": "float32",
+        "weight_dtype": "float32",
+        "mixed_precision": False,
+        "finetuning_type": "full",
+        "lora_rank": 16,
+        "lora_target": ("all",),
+        "train_encoder": False,
+        "optimizer": "sgd",
+        "checkpointing": False,
+        "offload_checkpoints": True,
+        "embedding_on_cpu": True,
+        "upcast_layernorm": True,
+        "attention": "eager",
+        "zero_stage": 3,
+        "offload_param": True,
+        "offload_optimizer": True,
+        "pin_memory": True,
+        "processes": 2,
+    }
+    assert changes.keys() == {field.name for field in fields(Settings)}
+    long = Load(tokens=4000, labels=120, patches=625)
+    for key, value in changes.items():
+        offloaded = {"zero_stage": 3, "offload_param": True} if key in ("offload_param", "pin_memory") else {}
+        before = replace(QLORA, quantization_bit=None if offloaded or key == "mixed_precision" else 4, **offloaded)
+        before = replace(before, weight_dtype="float32") if key == "mixed_precision" else before
+        before = replace(before, offload_param=False) if key == "offload_param" else before
+        after = replace(before, **{key: value})
+        both = [(on_device(BIG, chosen, long), on_host(BIG, chosen, long)) for chosen in (before, after)]
+        assert both[0] != both[1], key

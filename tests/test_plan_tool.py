@@ -1,0 +1,103 @@
+"""`tools/plan.py` as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Gdsh, annotation, answer
+
+
+RECIPES = sorted((ROOT / "yaml").glob("*.yaml"))
+KEYS = {
+    "records", "steps_per_epoch", "steps_total", "rule_of_thumb", "epochs", "processes", "tokens", "memory_gib", "card",
+    "host_gib", "disk_gib", "fits", "verdict", "changes", "recommended_recipe", "preflight", "estimated", "seconds",
+}  # fmt: skip
+
+
+def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(ROOT / "tools" / "plan.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+def on_demo(demo: Path) -> list[str]:
+    return ["dataset=gdsh_demo", f"dataset_dir={demo / 'data'}"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_prints_its_plan(recipe: Path, demo: Path) -> None:
+    """With the published model's name, of which nothing is there: dimensions known, tokens estimated."""
+    model = [f"model_name_or_path={demo / 'model'}"] if recipe.stem == "cpu_demo" else []
+    run = plan(str(recipe), *on_demo(demo), *model)
+    assert run.returncode in (0, 1) and not run.stderr, run.stderr
+    for part in ("steps in all", "Peak on", "total", "Disk, GiB", "GiB: ", "not measured on this card"):
+        assert part in run.stdout
+    assert ("Tokens are estimated" in run.stdout) == (not model)
+    if recipe.stem.startswith(("2080ti", "3060")):
+        assert run.returncode == 0 and "GiB: fits\n" in run.stdout
+
+
+def test_json(demo: Path) -> None:
+    recipe = str(ROOT / "yaml" / "2080ti_qlora.yaml")
+    model = f"model_name_or_path={demo / 'model'}"
+    run = plan(
+        recipe, model, *on_demo(demo), "val_size=0.2", "max_steps=5", "--json", "--gpu", "3060", "--processes", "2"
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    found: dict[str, Any] = json.loads(run.stdout)
+    assert found.keys() >= KEYS
+    assert (found["records"], found["rows"], found["records_held_out"]) == (23, 18, 5)
+    assert (found["steps_total"], found["steps_per_epoch"], found["processes"]) == (5, 1, 2)
+    assert found["memory_gib"]["total"] == pytest.approx(
+        sum(v for k, v in found["memory_gib"].items() if k != "total")
+    )
+    assert found["fits"] is True and found["estimated"] is False and found["seconds"] is None
+    assert found["tokens"]["longest"] == 878
+
+
+def test_tokens_are_those_of_the_run(gdsh: Gdsh, demo: Path) -> None:
+    gdsh.csv("b.csv", [1.0] * 17)
+    gdsh.records(annotation("a.jpg", answer((2, 3))), annotation(["a.jpg", "b.jpg"], user="<image> <image>"))
+    keys = ["dataset=a", f"dataset_dir={gdsh.folder}", f"model_name_or_path={demo / 'model'}"]
+    run = plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *keys, "--json")
+    assert json.loads(run.stdout)["tokens"]["most_patches"] == 5 + 3
+
+
+def test_what_does_not_fit_has_exit_status_1(demo: Path) -> None:
+    recipe = str(ROOT / "yaml" / "2080ti_qlora.yaml")
+    run = plan(recipe, *on_demo(demo), "embedding_on_cpu=false", "--gpu", "10.5")
+    assert run.returncode == 1
+    assert "fits with embedding_on_cpu=true" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["yaml/none.yaml"], "yaml/none.yaml: no such recipe"),
+        (["yaml/2080ti_qlora.yaml", "learning=1"], "unknown key learning in"),
+        (["yaml/2080ti_qlora.yaml", "dataset=none"], "no data set none in dataset_info/dataset_info.json"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "--gpu", "titan"], "no card 'titan'; known are 2080ti,"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "model_name_or_path=none/there"], "none/there: neither there nor known"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "model_name_or_path=tests"], "tests: no ChatTS checkpoint"),
+        (["yaml/3090_deepspeed_fp16.yaml", "DEMO", "deepspeed=no.json"], "deepspeed: no.json can't be read"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "gradient_accumulation_steps=0"], "gradient_accumulation_steps is 0"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=many"], "num_train_epochs is 'many'; expected a number"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(arguments: list[str], said: str, demo: Path) -> None:
+    given = [word for one in arguments for word in (on_demo(demo) if one == "DEMO" else [one])]
+    run = plan(*given)
+    assert run.returncode == 2 and not run.stdout
+    assert said in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+
+
+def test_data_that_would_stop_training(gdsh: Gdsh, demo: Path) -> None:
+    gdsh.records(annotation("missing.jpg"))
+    keys = ["dataset=a", f"dataset_dir={gdsh.folder}", f"model_name_or_path={demo / 'model'}"]
+    run = plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *keys)
+    assert run.returncode == 1
+    assert "training would stop: " in run.stderr and "missing" in run.stderr and "Traceback" not in run.stderr

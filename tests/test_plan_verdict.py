@@ -1,0 +1,213 @@
+"""Cards, what fits them, what to change; and what else would stop a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamafactory_ext.plan import rates
+from llamafactory_ext.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
+from llamafactory_ext.plan.files import checkpoints_kept
+from llamafactory_ext.plan.memory import Load
+from llamafactory_ext.plan.preflight import check
+from llamafactory_ext.plan.recipe import Recipe
+from llamafactory_ext.plan.shape import KNOWN
+from llamafactory_ext.plan.verdict import judge, recommend, total
+
+
+SHAPE = KNOWN["chatts-14b"]
+RECORD = Load(tokens=1200, labels=200, patches=625)
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A recipe for ChatTS-14B, as plain as it gets; takes keys."""
+
+    def recipe(**keys: Any) -> Recipe:
+        values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
+        values |= {"per_device_train_batch_size": 1, "lora_target": "q_proj,k_proj,v_proj"}
+        made = Recipe(Path("mine.yaml"), values | {"output_dir": str(tmp_path / "out")} | keys)
+        made.__dict__["config"] = None  # as where no config.json can be reached
+        return made
+
+    return recipe
+
+
+def needed(recipe: Recipe, load: Load = RECORD) -> float:
+    return total(SHAPE, recipe.settings("cuda", 1), load)
+
+
+# Cards
+
+
+def test_cards_by_name_and_by_size() -> None:
+    assert named("2080Ti") is CARDS["2080ti"] and named("RTX 3060") is CARDS["3060"]
+    assert named("10.5").gib == 10.5 and named("24GB").gib == 24 and named("24GB").capability is None
+    assert of_recipe("2080ti_qlora_safe") is CARDS["2080ti"] and of_recipe("cpu_demo") is None
+
+
+@pytest.mark.parametrize("name", ["titan", "", "-3", "0", "nan", "inf", "1e9"])
+def test_unknown_card(name: str) -> None:
+    with pytest.raises(UnknownCardError, match=r"known are 2080ti, .*h200, or give its memory in GiB"):
+        named(name)
+
+
+# Verdict
+
+
+def test_fits_as_it_is(make: Make) -> None:
+    recipe = make()
+    verdict = judge(recipe, SHAPE, RECORD, Card("card", needed(recipe)), 1)
+    assert verdict.fits is True and verdict.text == "fits" and not verdict.changes
+
+
+def test_fits_with_the_cheapest_change(make: Make) -> None:
+    recipe = make()
+    verdict = judge(recipe, SHAPE, RECORD, Card("card", needed(recipe) - 0.1), 1)
+    assert verdict.fits is False
+    assert verdict.text == "fits with embedding_on_cpu=true"
+
+
+def test_changes_add_up_until_it_fits(make: Make) -> None:
+    every = needed(make(embedding_on_cpu=True, offload_checkpoints=True))
+    verdict = judge(make(), SHAPE, RECORD, Card("card", every), 1)
+    assert [change.text for change in verdict.changes] == ["embedding_on_cpu=true", "offload_checkpoints=true"]
+    already = judge(make(embedding_on_cpu=True), SHAPE, RECORD, Card("card", every), 1)
+    assert [change.text for change in already.changes] == ["offload_checkpoints=true"]
+
+
+def test_batch_is_split_and_the_step_stays(make: Make) -> None:
+    recipe = make(per_device_train_batch_size=8, gradient_accumulation_steps=2, embedding_on_cpu=True)
+    load = Load(tokens=9600, labels=1600, patches=5000, rows=8)
+    single = needed(make(embedding_on_cpu=True, offload_checkpoints=True, optim="paged_adamw_8bit"))
+    verdict = judge(recipe, SHAPE, load, Card("card", single), 1)
+    assert verdict.changes[-1].text == "per_device_train_batch_size=1 gradient_accumulation_steps=16"
+
+
+def test_shorter_series_are_the_last_resort(make: Make) -> None:
+    levers = {"embedding_on_cpu": True, "offload_checkpoints": True, "optim": "paged_adamw_8bit"}
+    longest = Load(tokens=4600, labels=200, patches=4000)
+    card = Card("card", needed(make(**levers), Load(tokens=700, labels=200, patches=100)))
+    verdict = judge(make(), SHAPE, longest, card, 1)
+    assert verdict.changes[-1].text == "(series thinned: tools/prepare.py --max-points 768)"
+    assert sum("max-points" in change.text for change in verdict.changes) == 1
+
+
+def test_nothing_helps(make: Make) -> None:
+    verdict = judge(make(), SHAPE, RECORD, Card("card", 6.0), 1)
+    assert verdict.fits is False and verdict.text == "does not fit" and not verdict.changes
+
+
+@given(gib=st.floats(5, 30), tokens=st.integers(700, 6000))
+def test_what_it_says_fits_does(gib: float, tokens: int) -> None:
+    values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
+    recipe = Recipe(Path("mine.yaml"), values | {"per_device_train_batch_size": 1})
+    recipe.__dict__["config"] = None
+    load, card = Load(tokens=tokens, labels=60, patches=625), Card("card", gib)
+    verdict = judge(recipe, SHAPE, load, card, 1)
+    changed = recipe
+    for change in verdict.changes:
+        changed, load = changed.with_overrides(change.keys), change.load or load
+    fits = total(SHAPE, changed.settings("cuda", 1), load) <= gib
+    assert fits == (verdict.fits or bool(verdict.changes))
+
+
+def test_recipe_for_a_card(make: Make) -> None:
+    recipes = []
+    for path in sorted((ROOT / "yaml").glob("*.yaml")):
+        from llamafactory_ext.check.recipe import read_recipe
+
+        recipe = Recipe(path, {**read_recipe(path), "model_name_or_path": "none/ChatTS-14B"})
+        recipe.__dict__["config"] = None
+        recipes.append(recipe)
+    for name, expected in {"2080ti": "2080ti_qlora_safe", "3060": "3060_qlora", "h100": "3060_qlora"}.items():
+        found = recommend(recipes, SHAPE, RECORD, CARDS[name])
+        assert found is not None and found.path.stem == expected
+    assert recommend(recipes, SHAPE, RECORD, Card("card", 6.0, (7, 5))) is None
+
+
+# Files and time
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps", "kept"),
+    [({}, 81, 1), ({"save_steps": 50}, 81, 2), ({"save_steps": 10, "save_total_limit": 3}, 81, 4)],
+)
+def test_checkpoints_on_disk(make: Make, keys: dict[str, Any], steps: int, kept: int) -> None:
+    assert checkpoints_kept(make(**keys), steps) == kept
+
+
+def test_time_only_where_it_was_measured(tmp_path: Path) -> None:
+    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
+    row = {"card": "RTX 2080Ti", "layers": 48, "hidden_size": 5120, "quantization_bit": 4, "tokens_per_second": 100}
+    (tmp_path / "rates.json").write_text(json.dumps([row]))
+    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
+    assert rates.seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
+
+
+# Pre-flight
+
+
+def said(recipe: Recipe, card: Card = CARDS["2080ti"]) -> dict[str, str]:
+    return {one.text: one.level for one in check(recipe, card)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"bf16": True, "fp16": False}, "RTX 2080Ti (sm_75) has no bfloat16: fp16=true bf16=false"),
+        ({"pure_bf16": True, "fp16": False}, "RTX 2080Ti (sm_75) has no bfloat16: fp16=true pure_bf16=false"),
+        ({"flash_attn": "fa2"}, "RTX 2080Ti (sm_75) has no FlashAttention-2: flash_attn=sdpa"),
+        ({"bf16": True}, "fp16 and bf16 are both set: remove one"),
+    ],
+)
+def test_keys_that_a_card_lacks(make: Make, keys: dict[str, Any], text: str) -> None:
+    assert said(make(**keys))[text] == "fault"
+    assert "fault" not in said(make(upcast_layernorm=True)).values()
+
+
+def test_float16_where_there_is_better_or_nothing(make: Make) -> None:
+    assert (
+        said(make(), CARDS["3060"])[
+            "RTX 3060, 12 GB (sm_86) has bfloat16, which does not overflow: fp16=false bf16=true"
+        ]
+        == "warning"
+    )
+    cpu = Card("CPU", 24.0, found=True, device="cpu")
+    assert said(make(), cpu)["transformers refuses fp16 on a CPU: fp16=false"] == "fault"
+
+
+def test_deepspeed_that_can_not_be_read(make: Make, tmp_path: Path) -> None:
+    (text,) = [text for text, level in said(make(deepspeed=str(tmp_path / "no.json"))).items() if level == "fault"]
+    assert "no.json can't be read" in text and "expected a JSON file" in text
+
+
+def test_output_folder(make: Make, tmp_path: Path) -> None:
+    recipe, out = make(), tmp_path / "out"
+
+    def level(text: str) -> str:
+        found = [level for line, level in said(recipe).items() if text in line and "output_dir" in line]
+        assert len(found) == 1, said(recipe)
+        return found[0]
+
+    assert level("new") == "ok"
+    (out / "checkpoint-50").mkdir(parents=True)
+    (out / "checkpoint-50" / "trainer_state.json").write_text('{"global_step": 50}')
+    assert level("the run goes on from step 50") == "warning"
+    adapter = out / "checkpoint-50" / "adapter_config.json"
+    adapter.write_text('{"base_model_name_or_path": "other/model"}')
+    assert level("is a run of other/model, this is one of none/ChatTS-14B") == "fault"
+    recipe = make(overwrite_output_dir=True)
+    assert level("will be overwritten") == "warning"
+    recipe = make()
+    adapter.unlink(), (out / "checkpoint-50" / "trainer_state.json").unlink(), (out / "checkpoint-50").rmdir()
+    (out / "trainer_state.json").write_text("{}")
+    assert level("holds files and no checkpoint") == "fault"
+    recipe = make(output_dir=str(out / "trainer_state.json" / "deeper"))
+    assert level("can't be written") == "fault"

@@ -1,0 +1,88 @@
+"""What `plan.py` prints."""
+
+import statistics
+
+from terminal import print_table, say
+
+from llamafactory_ext.plan.planning import Plan
+
+
+def print_plan(plan: Plan) -> None:
+    """Prints data and steps, memory, disk and time, what else was looked at, and the verdict last."""
+    _print_steps(plan)
+    _print_memory(plan)
+    _print_rest(plan)
+    for one in plan.checks:
+        say(f"{one.level:8}{one.text}")
+    say()
+    _print_verdict(plan)
+
+
+def _print_steps(plan: Plan) -> None:
+    data, steps, rhythm = plan.data, plan.steps, plan.recipe.rhythm
+    whole = [one.whole for one in data.tokens]
+    if data.estimated:
+        say(f"Tokens are estimated, rather too many: {data.why_estimated}")
+    rows = [("records", f"{data.read:,}")]
+    rows += [("held out for validation", f"{data.held_out:,}")] if data.held_out else []
+    gone = data.read - data.held_out - data.rows
+    rows += [("packed or dropped", f"{gone:,}")] if gone else []
+    rows += [
+        ("tokens of the longest", f"{max(whole):,}"),
+        ("tokens, median", f"{statistics.median(whole):,.0f}"),
+        ("labels of the longest answer", f"{max(one.answer for one in data.tokens):,}"),
+        ("patches of the longest series", f"{max(one.series for one in data.tokens):,}"),
+        ("processes", plan.processes),
+        ("steps an epoch", f"{steps.per_epoch:,}"),
+        ("steps in all", f"{steps.total:,}"),
+    ]
+    print_table("Data and steps", ("", "count"), rows)
+    if rhythm.max_steps > 0:
+        say(f"max_steps: {rhythm.max_steps} counts, num_train_epochs does not: {steps.epochs:.2f} epochs")
+    elif steps.rule_of_thumb != steps.total:
+        say(
+            f"Rule of thumb: {steps.rule_of_thumb} (records / batch / accumulation / processes × epochs). "
+            "The Trainer rounds the steps of each epoch up."
+        )
+    say()
+
+
+def _print_memory(plan: Plan) -> None:
+    card, total = plan.card, sum(plan.device_bytes.values())
+    rows = [(name, _gib(size)) for name, size in plan.device_bytes.items() if size >= 2**20]
+    where = "found here" if card.found else "not here"
+    print_table(
+        f"Peak on {card.name}, {where}",
+        ("", "                 GiB"),
+        [*rows, ("total", _gib(total)), ("there is", f"{card.gib:.2f}")],
+    )
+    if card.device == "cuda":
+        rows = [(name, _gib(size)) for name, size in plan.host_bytes.items() if size >= 2**20]
+        needed = sum(plan.host_bytes.values())
+        here = [("total", _gib(needed)), ("this machine has", f"{plan.host_gib:.2f}")]
+        print_table("CPU memory", ("", "                   GiB"), [*rows, *here])
+
+
+def _print_rest(plan: Plan) -> None:
+    disk = ", ".join(f"{name} {size:.2f}" for name, size in plan.disk_gib.items())
+    say(f"Disk, GiB: {disk}")
+    time = "not measured on this card" if plan.seconds is None else f"{plan.seconds / 3600:.1f} h"
+    say(f"Time: {time}")
+    say()
+
+
+def _print_verdict(plan: Plan) -> None:
+    total = sum(plan.device_bytes.values()) / 2**30
+    say(f"{plan.card.name}: {total:.2f} of {plan.card.gib:.2f} GiB: {plan.verdict.text}")
+    for change in plan.verdict.changes:
+        say(f"    {change.text}: {change.price}")
+    if not plan.fits_host:
+        say(f"CPU memory: does not fit: {sum(plan.host_bytes.values()) / 2**30:.2f} of {plan.host_gib:.2f} GiB")
+    if not plan.fits_disk:
+        say("disk: does not fit: lower save_total_limit, or name another output_dir")
+    if plan.recommended and plan.recommended.path != plan.recipe.path:
+        say(f"recommended for this card: {plan.recommended.path}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
