@@ -1,7 +1,7 @@
 """Cards, what fits them, what to change; and what else would stop a run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ RECORD = Load(tokens=1200, labels=200, patches=625)
 Make = Callable[..., Recipe]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_network() -> Iterator[None]:
+    """As where no config.json can be reached."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llamafactory_ext.plan.recipe._config_of", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """A recipe for ChatTS-14B, as plain as it gets; takes keys."""
@@ -32,9 +40,7 @@ def make(tmp_path: Path) -> Make:
     def recipe(**keys: Any) -> Recipe:
         values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
         values |= {"per_device_train_batch_size": 1, "lora_target": "q_proj,k_proj,v_proj"}
-        made = Recipe(Path("mine.yaml"), values | {"output_dir": str(tmp_path / "out")} | keys)
-        made.__dict__["config"] = None  # as where no config.json can be reached
-        return made
+        return Recipe(Path("mine.yaml"), values | {"output_dir": str(tmp_path / "out")} | keys)
 
     return recipe
 
@@ -108,7 +114,6 @@ def test_nothing_helps(make: Make) -> None:
 def test_what_it_says_fits_does(gib: float, tokens: int) -> None:
     values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
     recipe = Recipe(Path("mine.yaml"), values | {"per_device_train_batch_size": 1})
-    recipe.__dict__["config"] = None
     load, card = Load(tokens=tokens, labels=60, patches=625), Card("card", gib)
     verdict = judge(recipe, SHAPE, load, card, 1)
     changed = recipe
@@ -123,9 +128,7 @@ def test_recipe_for_a_card(make: Make) -> None:
     for path in sorted((ROOT / "yaml").glob("*.yaml")):
         from llamafactory_ext.check.recipe import read_recipe
 
-        recipe = Recipe(path, {**read_recipe(path), "model_name_or_path": "none/ChatTS-14B"})
-        recipe.__dict__["config"] = None
-        recipes.append(recipe)
+        recipes.append(Recipe(path, {**read_recipe(path), "model_name_or_path": "none/ChatTS-14B"}))
     for name, expected in {"2080ti": "2080ti_qlora_safe", "3060": "3060_qlora", "h100": "3060_qlora"}.items():
         found = recommend(recipes, SHAPE, RECORD, CARDS[name])
         assert found is not None and found.path.stem == expected

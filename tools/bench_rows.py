@@ -42,7 +42,10 @@ ROWS = (
         intermediate=128, vocabulary=1024, points=500, max_sequence_length=8192,
     ),
     Row("record", "4 layers of width 1024, one record of 5000 points"),
-    replace(_SMALL, name="batch", title="2 layers of width 512, four records of 1000 points", batch=4, points=1000, prompt=150, answer=60),
+    replace(
+        _SMALL, name="batch", title="2 layers of width 512, four records of 1000 points", batch=4, points=1000,
+        prompt=150, answer=60,
+    ),
     replace(_SMALL, name="answer", title="2 layers of width 512, an answer of 600 tokens", answer=600),
     replace(_SMALL, name="prompt", title="2 layers of width 512, 1000 tokens before 20", prompt=1000, answer=20),
     replace(_SMALL, name="4bit", title="2 layers of width 512 in 4 bit, one record of 5000 points", quantised=True),

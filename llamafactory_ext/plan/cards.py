@@ -50,7 +50,7 @@ def named(name: str) -> Card:
     Raises:
         UnknownCardError: it is neither.
     """
-    key = name.lower().removeprefix("rtx").strip(" -_")
+    key = name.lower().removeprefix("rtx").strip(" _")
     if key in CARDS:
         return CARDS[key]
     try:

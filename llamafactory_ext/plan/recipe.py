@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,29 +48,21 @@ class Recipe:
                 raise UsageError(f"{key} is {value!r}; expected more than 0")
         return Rhythm(**fields)
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any] | None:
         """The model's ``config.json``; None where it can't be read, as before the first download.
 
         Raises:
             UsageError: it is there, and is no ChatTS model's.
         """
-        from llamafactory_ext.check.quiet import silence
-        from llamafactory_ext.model import read_config
-
+        found = _config_of(self.model, self.get("model_revision"), self.get("cache_dir"))
         folder = Path(self.model)
-        with silence():
-            try:
-                hub = {"revision": self.get("model_revision"), "cache_dir": self.get("cache_dir")}
-                found = read_config(self.model, **hub)
-            except ValueError as err:
-                raise UsageError(str(err)) from err
         if found is None and (folder.is_dir() or not self._known()):
             what = "no ChatTS checkpoint (no config.json with `ts`)" if folder.is_dir() else "neither there nor known"
             raise UsageError(
                 f"{self.model or 'model_name_or_path'}: {what}; expected ChatTS-14B, ChatTS-8B or a folder"
             )
-        return None if found is None else dict(found.to_dict())
+        return found
 
     @property
     def shape(self) -> Shape:
@@ -139,6 +131,19 @@ class Recipe:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
         return replace(self, values={**self.values, **overrides})
+
+
+@cache  # of all recipes and overrides that are tried: where no network is, asking takes half a minute
+def _config_of(model: str, revision: str | None, cache_dir: str | None) -> dict[str, Any] | None:
+    from llamafactory_ext.check.quiet import silence
+    from llamafactory_ext.model import read_config
+
+    with silence():
+        try:
+            found = read_config(model, revision=revision, cache_dir=cache_dir)
+        except ValueError as err:
+            raise UsageError(str(err)) from err
+    return None if found is None else dict(found.to_dict())
 
 
 _HALVES = {"fp16": "float16", "bf16": "bfloat16", "pure_bf16": "bfloat16"}
