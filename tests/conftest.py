@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SHARED_RECORDS = ROOT.parent / "shared" / "real"
 sys.path.insert(0, str(ROOT / "tools"))
+os.environ["HF_HUB_OFFLINE"] = "1"  # before its modules are imported: no test asks a network for anything
 
 USER = "<image>\n请找出异常区间，用JSON回答。"
 NOTHING_FOUND = '{"status":"success","detected_anomalies":[]}'

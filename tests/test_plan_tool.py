@@ -16,7 +16,8 @@ from conftest import ROOT, Gdsh, annotation, answer
 RECIPES = sorted((ROOT / "yaml").glob("*.yaml"))
 KEYS = {
     "records", "steps_per_epoch", "steps_total", "rule_of_thumb", "epochs", "processes", "tokens", "memory_gib",
-    "card", "host_gib", "disk_gib", "fits", "verdict", "changes", "recommended_recipe", "preflight", "estimated", "seconds",
+    "card", "host_gib", "disk_gib", "fits", "verdict", "changes", "recommended_recipe", "preflight",
+    "estimated", "seconds",
 }  # fmt: skip
 
 
