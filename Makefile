@@ -25,9 +25,10 @@ lint: .venv/installed-dev
 	ruff format --check .
 	mypy
 
-# Ratios against plain scripts, from one run on this machine. GROW="1 10 100" adds those sizes (100: a quarter of an hour).
+# Ratios against plain scripts and the published way of computing, from one run on this machine. GROW="1 10 100" adds those sizes (100: a quarter of an hour).
 bench: .venv/installed-train
 	OMP_NUM_THREADS=1 python tools/bench_data.py $(if $(GROW),--grow $(GROW))
+	python tools/bench.py
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'

@@ -1,7 +1,7 @@
 """Times one training step and its memory: this project's way of computing against the published one.
 
 Both ways get the same weights and records, each in a process of its own, one after the other, on this machine. LoRA of
-rank 8 on query, key, value and the series encoder, AdamW, gradient checkpoints; the CPU's rows in float32. Memory of
+rank 8 on query, key, value and the series encoder, AdamW, gradient checkpoints but in one row; the CPU's rows in float32. Memory of
 activations is the peak of a step beyond weights and optimiser. The last columns compare the whole peak of this
 project's way with what `llamafactory_ext.plan` predicts of it.
 
@@ -66,6 +66,7 @@ def predict(row: Any, ours: dict[str, Any], embedding_on_cpu: bool) -> dict[str,
         mixed_precision=cuda,
         lora_rank=RANK,
         lora_target=TARGETS,
+        checkpointing=row.checkpointing,
         embedding_on_cpu=embedding_on_cpu,
     )
     tokens, labels, patches = count_tokens(row)

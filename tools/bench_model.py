@@ -72,8 +72,8 @@ def _quantise(linear: nn.Linear) -> nn.Module:
     return small
 
 
-def add_lora(model: Any) -> Any:
-    """Return the model as LLaMA-Factory trains it: LoRA in float32, gradient checkpoints for each layer.
+def add_lora(model: Any, checkpointing: bool = True) -> Any:
+    """Return the model as LLaMA-Factory trains it: LoRA in float32, by default gradient checkpoints for each layer.
 
     LoRA sits on query, key and value of every layer and on the encoder's linear layers.
     """
@@ -89,6 +89,7 @@ def add_lora(model: Any) -> Any:
     for weight in wrapped.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.config.use_cache = False
     return wrapped.train()

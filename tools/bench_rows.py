@@ -17,6 +17,7 @@ class Row:
         points: in each record's one series.
         prompt, answer: tokens beside the series' patches; loss is taken on the answer.
         quantised: the decoder's linear layers in 4 bit.
+        checkpointing: layers are computed again in the backward pass.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     prompt: int = 300
     answer: int = 120
     quantised: bool = False
+    checkpointing: bool = True
     max_sequence_length: int = 32_768
 
 
@@ -42,6 +44,7 @@ ROWS = (
         intermediate=128, vocabulary=1024, points=500, max_sequence_length=8192,
     ),
     Row("record", "4 layers of width 1024, one record of 5000 points"),
+    Row("at-once", "the same without gradient checkpoints", checkpointing=False),
     replace(
         _SMALL, name="batch", title="2 layers of width 512, four records of 1000 points", batch=4, points=1000,
         prompt=150, answer=60,
