@@ -2,8 +2,8 @@
 
 Both ways get the same weights and records, each in a process of its own, one after the other, on this machine. LoRA of
 rank 8 on query, key, value and the series encoder, AdamW, gradient checkpoints but in one row; the CPU's rows in
-float32. Memory of activations is the peak of a step beyond weights and optimiser. The last columns compare the whole peak of this
-project's way with what `llamafactory_ext.plan` predicts of it.
+float32. Memory of activations is the peak of a step beyond weights and optimiser. The last columns compare the whole
+peak of this project's way with what `llamafactory_ext.plan` predicts of it.
 
 With `--gpu`: ChatTS-14B in 4 bit, random weights, float16. No card was at hand when this was written: those rows have
 not been measured, and what they do was tested on a CPU only.
