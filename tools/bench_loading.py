@@ -27,7 +27,8 @@ ZERO3 = {
     "bf16": {"enabled": True},
     "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": False}},
 }
-_WIDTH, _INTERMEDIATE, _VOCABULARY = 2048, 5632, 32_000
+# Matrices of more than 32 MiB, as ChatTS-14B has: below, glibc keeps what was freed, which would hide what is asked for.
+_WIDTH, _INTERMEDIATE, _VOCABULARY = 4096, 8192, 16_000
 
 
 def main() -> int:
@@ -65,9 +66,9 @@ def write_checkpoint(folder: Path, gib: float) -> int:
 
     from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM
 
-    layer = 2 * (2 * _WIDTH**2 + 2 * _WIDTH * 256 + 3 * _WIDTH * _INTERMEDIATE)
+    layer = 2 * (2 * _WIDTH**2 + 2 * _WIDTH * 512 + 3 * _WIDTH * _INTERMEDIATE)
     layers = max(1, round((gib * 2**30 - 4 * _VOCABULARY * _WIDTH) / layer))
-    row = Row("", "", _WIDTH, layers, heads=16, kv_heads=2, intermediate=_INTERMEDIATE, vocabulary=_VOCABULARY)
+    row = Row("", "", _WIDTH, layers, heads=32, kv_heads=4, intermediate=_INTERMEDIATE, vocabulary=_VOCABULARY)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
