@@ -61,7 +61,7 @@ def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch)
     forward = rows[: -(-kept // size)]
     assert sum(forward) == kept and max(rows) <= size  # never more logits at once
     assert len(rows) == 2 * len(forward) - 1  # each piece a second time for its gradient, but for the last one,
-    assert forward[-1] == min(kept, size)  # which is a whole one
+    assert max(forward) - min(forward) <= 1  # and none of a few labels only
     plain = trained(family)
     logits = plain(**{key: value for key, value in batch().items() if key != "labels"}).logits
     whole = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten())
@@ -99,9 +99,9 @@ def test_pieces_add_up(labels: int, size: int, width: int, seed: int) -> None:
 
 
 @given(vocab=st.integers(1, 10**6))
-def test_piece_fits_64_mib_unless_it_is_the_smallest(vocab: int) -> None:
+def test_piece_fits_128_mib_unless_it_is_the_smallest(vocab: int) -> None:
     labels = loss.labels_at_once(vocab)
-    assert labels == 16 or labels * vocab * 4 <= 64 * 2**20 < (labels + 1) * vocab * 4
+    assert labels == 16 or labels * vocab * 4 <= 128 * 2**20 < (labels + 1) * vocab * 4
 
 
 def test_accumulated_batches_share_a_divisor(family: str) -> None:

@@ -27,7 +27,7 @@ ZERO3 = {
     "bf16": {"enabled": True},
     "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": False}},
 }
-# Matrices of more than 32 MiB, as ChatTS-14B has: below, glibc keeps what was freed, which would hide what is asked for.
+# Matrices over 32 MiB, as ChatTS-14B has: below, glibc keeps what was freed, which would hide what is asked for.
 _WIDTH, _INTERMEDIATE, _VOCABULARY = 4096, 8192, 16_000
 
 

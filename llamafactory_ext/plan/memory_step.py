@@ -9,7 +9,7 @@ from .memory_parts import Load, Settings
 from .shape import Shape
 
 
-_LOGITS_AT_ONCE, _FEWEST_LABELS = 2**24, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
+_LOGITS_AT_ONCE, _FEWEST_LABELS = 2**25, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
 
 
 def labels_at_once(vocab_size: int) -> int:
@@ -100,7 +100,7 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
 
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels."""
-    labels = min(load.labels, labels_at_once(shape.vocab_size))
+    labels = min(load.labels, labels_at_once(shape.vocab_size))  # pieces are equal, but some record fills one
     final_norm = load.tokens * shape.hidden_size * 4
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
     return 3 * 4 * labels * shape.vocab_size + final_norm + gathered
