@@ -8,7 +8,7 @@ from helpers_model import FAMILIES, WIDTH, build, config_dict, ts_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.plan.memory import Load, Settings, on_device, on_host
+from llamafactory_ext.plan.memory import Load, Settings, at_worst, on_device, on_host
 from llamafactory_ext.plan.memory_step import labels_at_once, saved_bytes
 from llamafactory_ext.plan.memory_weights import pinned
 from llamafactory_ext.plan.shape import KNOWN, Shape
@@ -251,9 +251,21 @@ def total(where, shape, chosen, load) -> int:
 @settings(max_examples=300, deadline=None)
 @given(SHAPES, ALL_SETTINGS, LOADS, st.integers(1, 500), st.sampled_from(["tokens", "labels", "patches"]))
 def test_more_to_compute_never_takes_less(shape, chosen, load, more, what):
-    heavier = replace(load, **{what: getattr(load, what) + more})
+    heavier = at_worst(shape, replace(load, **{what: getattr(load, what) + more}))
     for where in (on_device, on_host):
-        assert total(where, shape, chosen, load) <= total(where, shape, chosen, heavier)
+        assert total(where, shape, chosen, at_worst(shape, load)) <= total(where, shape, chosen, heavier)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SHAPES, ALL_SETTINGS, LOADS, st.integers(0, 2000))
+def test_the_worst_batch_takes_as_much_as_any_with_no_more_labels(shape, chosen, load, labels):
+    """Up to what a piece of labels holds beside its logits."""
+    load = replace(load, labels=labels)
+    bound = total(on_device, shape, chosen, at_worst(shape, load))
+    spare = 2 * labels_at_once(shape.vocab_size) * shape.hidden_size * 4
+    for fewer in {*range(max(0, labels - 40), labels + 1), labels_at_once(shape.vocab_size)}:
+        if fewer <= labels:
+            assert total(on_device, shape, chosen, replace(load, labels=fewer)) <= bound + spare
 
 
 @settings(max_examples=300, deadline=None)

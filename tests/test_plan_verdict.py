@@ -1,6 +1,7 @@
 """Cards, what fits them, what to change; and what else would stop a run."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def test_recipe_for_a_card(make: Make) -> None:
     for path in sorted((ROOT / "yaml").glob("*.yaml")):
         from llamafactory_ext.check.recipe import read_recipe
 
-        recipes.append(Recipe(path, {**read_recipe(path), "model_name_or_path": "none/ChatTS-14B"}))
+        values = read_recipe(path)
+        if values.get("do_train"):
+            recipes.append(Recipe(path, {**values, "model_name_or_path": "none/ChatTS-14B"}))
     for name, expected in {"2080ti": "2080ti_qlora_safe", "3060": "3060_qlora", "h100": "3060_qlora"}.items():
         found = recommend(recipes, SHAPE, RECORD, CARDS[name])
         assert found is not None and found.path.stem == expected
@@ -189,6 +192,37 @@ def test_float16_where_there_is_better_or_nothing(make: Make) -> None:
 def test_deepspeed_that_can_not_be_read(make: Make, tmp_path: Path) -> None:
     (text,) = [text for text, level in said(make(deepspeed=str(tmp_path / "no.json"))).items() if level == "fault"]
     assert "no.json can't be read" in text and "expected a JSON file" in text
+
+
+@pytest.mark.parametrize(
+    ("prints", "visible", "level", "text"),
+    [
+        ("470.82.01, GeForce RTX 2080 Ti, 11", "0", "fault", "RTX 2080 Ti, driver 470.82.01: torch "),
+        ("470.82.01, GeForce RTX 2080 Ti, 11", "", "ok", "RTX 2080 Ti, driver 470.82.01"),
+        ("580.95, GeForce RTX 2080 Ti, 2048", "", "warning", "2.0 GiB are in use"),
+        ("", "", None, ", driver "),
+    ],
+)
+def test_driver(
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prints: str,
+    visible: str,
+    level: str | None,
+    text: str,
+) -> None:
+    """A stand-in for nvidia-smi, which is not where there is no card."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{prints}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = [level for line, level in said(make()).items() if ", driver " in line and text in line]
+    assert found == ([level] if level else [])
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert said(make())[next(line for line in said(make()) if "nvidia-smi can't tell" in line)] == "warning"
 
 
 def test_output_folder(make: Make, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from terminal import DONE, USAGE, complain, print_table, run
+from terminal import DONE, FAULTS, USAGE, complain, print_table, run
 
 
 ZERO3 = {
@@ -56,7 +56,10 @@ def main() -> int:
     keys = ("processes", "checkpoint_gib", "peak_gib", "ratio", "mapped_gib")
     cells = [[f"{row[key]:.3g}" for key in keys] for row in rows]
     print_table("Loading for ZeRO-3, GiB, all processes together", columns, cells)
-    return DONE
+    wrong = sum(row["wrong"] for row in rows)
+    if wrong:
+        complain(f"error: {wrong} weights differ from the checkpoint's")
+    return FAULTS if wrong else DONE
 
 
 def write_checkpoint(folder: Path, gib: float) -> int:

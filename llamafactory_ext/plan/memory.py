@@ -4,8 +4,17 @@ Arithmetic over what transformers 5.6, PEFT 0.18, bitsandbytes 0.50 and torch 2.
 with what is measured. On a CPU it was; on cards it was not.
 """
 
+from dataclasses import replace
+
 from .memory_parts import Load, Settings
-from .memory_step import checkpoint_bytes, encoder_activation_bytes, layer_bytes, loss_bytes, residual_bytes
+from .memory_step import (
+    checkpoint_bytes,
+    encoder_activation_bytes,
+    labels_at_once,
+    layer_bytes,
+    loss_bytes,
+    residual_bytes,
+)
 from .memory_weights import (
     adapter_bytes,
     embedding_bytes,
@@ -20,11 +29,20 @@ from .memory_weights import (
 from .shape import Shape
 
 
-__all__ = ["Load", "Settings", "on_device", "on_host"]
+__all__ = ["Load", "Settings", "at_worst", "on_device", "on_host"]
 
 _CUDA_CONTEXT = int(0.45 * 2**30)  # context, cuBLAS workspaces: an assumption, not measured
 _INTERPRETER = int(0.75 * 2**30)  # a process with torch, transformers, PEFT and bitsandbytes loaded: measured (CPU)
 _FRAGMENTATION = 0.1  # of what comes and goes in a step, on a card: an assumption, not measured
+
+
+def at_worst(shape: Shape, load: Load) -> Load:
+    """Returns a load whose labels fill a piece of the loss, if there are so many.
+
+    Labels are taken in equal pieces, so that 240 can need less than 220: some other batch of the run may have those.
+    """
+    most = labels_at_once(shape.vocab_size)
+    return replace(load, labels=load.labels // most * most) if load.labels > most else load
 
 
 def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:

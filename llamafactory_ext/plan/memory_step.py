@@ -100,7 +100,8 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
 
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels."""
-    labels = min(load.labels, labels_at_once(shape.vocab_size))  # pieces are equal, but some record fills one
+    pieces = max(1, -(-load.labels // labels_at_once(shape.vocab_size)))
+    labels = -(-load.labels // pieces)  # pieces are equal
     final_norm = load.tokens * shape.hidden_size * 4
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
     return 3 * 4 * labels * shape.vocab_size + final_norm + gathered

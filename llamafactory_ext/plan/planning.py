@@ -9,7 +9,7 @@ from llamafactory_ext.check.recipe import UsageError, arguments, read_recipe
 from llamafactory_ext.plan import cards, files, rates
 from llamafactory_ext.plan.cards import Card
 from llamafactory_ext.plan.data import Data, read_data
-from llamafactory_ext.plan.memory import Load, on_device, on_host
+from llamafactory_ext.plan.memory import Load, at_worst, on_device, on_host
 from llamafactory_ext.plan.preflight import Check, check
 from llamafactory_ext.plan.recipe import Recipe
 from llamafactory_ext.plan.steps import Steps, count_steps
@@ -80,7 +80,7 @@ def make_plan(
         steps = count_steps(data.rows, rhythm, processes)
     except ValueError as err:
         raise UsageError(f"{path}: {err}") from err
-    load, one = data.load(rhythm.per_device_train_batch_size), data.load(1)
+    load, one = at_worst(shape, data.load(rhythm.per_device_train_batch_size)), data.load(1)
     settings = recipe.settings(card.device, processes)
     tokens = sum(one.whole for one in data.tokens) * steps.epochs / processes
     return Plan(
@@ -120,12 +120,13 @@ def _processes() -> int:
 
 
 def _siblings(recipe: Recipe, folder: Path | None) -> list[Recipe]:
-    """The recipes beside, with this one's model; the overrides for data have no bearing on memory."""
+    """The training recipes beside, with this one's model; the overrides for data have no bearing on memory."""
     found = []
     for path in sorted((folder or recipe.path.parent).glob("*.yaml")):
         try:
             values = read_recipe(path)
         except UsageError:
             continue
-        found.append(Recipe(path, {**values, "model_name_or_path": recipe.model}))
+        if values.get("do_train"):  # the folder holds recipes to ask and to export, too
+            found.append(Recipe(path, {**values, "model_name_or_path": recipe.model}))
     return found

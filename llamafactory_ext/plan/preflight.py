@@ -4,6 +4,8 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from llamafactory_ext.plan.recipe import Recipe
 
 
 _AMPERE = (8, 0)
+_SECONDS = 20  # nvidia-smi takes a few where no daemon keeps the driver loaded
+_MIB_IN_USE = 300  # more than an idle card shows
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
         yield Check("ok", f"{versions}; {card.name}, sm_{''.join(map(str, card.capability or ()))}")
     elif card.device == "cuda":
         yield Check("warning", f"{versions}; no card is in this machine: what needs one was not looked at")
+    yield from _driver(versions, torch.cuda.is_available())
     if recipe.get("quantization_bit") is not None:
         yield _needs("bitsandbytes", "quantization_bit", "pip install '.[train]'")
     if recipe.get("deepspeed") is not None:
@@ -51,6 +56,28 @@ def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
         yield _needs("flash_attn", "flash_attn: fa2", "flash_attn: sdpa, which needs nothing")
     if recipe.get("enable_liger_kernel"):
         yield Check("warning", "enable_liger_kernel: LLaMA-Factory does not know ChatTS there, and goes on without it")
+
+
+def _driver(versions: str, usable: bool) -> Iterator[Check]:
+    """What NVIDIA's own tool tells of driver and cards, where it is installed."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return
+    query = [program, "--query-gpu=driver_version,name,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as err:
+        yield Check("warning", f"nvidia-smi can't tell of a card ({err}); is the driver loaded?")
+        return
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    for driver, name, used in rows:
+        if not usable and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            fix = "install a newer driver, or a torch made for an older CUDA"
+            yield Check("fault", f"{name}, driver {driver}: {versions} can't use it: {fix}")
+        elif used.isdigit() and int(used) > _MIB_IN_USE:
+            yield Check("warning", f"{name}, driver {driver}: {int(used) / 1024:.1f} GiB are in use: end what uses it")
+        else:
+            yield Check("ok", f"{name}, driver {driver}")
 
 
 def _needs(module: str, key: str, fix: str) -> Check:

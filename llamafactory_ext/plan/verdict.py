@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llamafactory_ext.plan.cards import Card
-from llamafactory_ext.plan.memory import Load, Settings, on_device
+from llamafactory_ext.plan.memory import Load, Settings, at_worst, on_device
 from llamafactory_ext.plan.recipe import Recipe
 from llamafactory_ext.plan.shape import Shape
 
@@ -63,7 +63,7 @@ def judge(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int) 
 
 def total(shape: Shape, settings: Settings, load: Load) -> float:
     """Returns the peak on the device in GiB."""
-    return sum(on_device(shape, settings, load).values()) / 2**30
+    return sum(on_device(shape, settings, at_worst(shape, load)).values()) / 2**30
 
 
 def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[Change]:
