@@ -1,12 +1,10 @@
 """Files of a gallery: written under temporary names, and in place only when they are whole."""
 
-import os
 import re
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from llamafactory_ext.check.plot.page import GENERATOR
+from llamafactory_ext.drawing import files
 
 
 PAGE = "index.html"
@@ -40,26 +38,10 @@ def refuse_foreign(folder: Path) -> bool:
     return True
 
 
-def temporary(folder: Path, suffix: str) -> Path:
-    """Returns a new, empty file beside those that it will become one of."""
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=suffix)
-    os.close(descriptor)
-    return Path(name)
-
-
-def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """Writes text piece by piece; characters that UTF-8 can't hold are written as escapes."""
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(pieces)
-
-
 def put_in_place(folder: Path, written: dict[str, Path], ours: bool) -> None:
     """Renames what was `written` to its names; where the gallery was `ours`, sheets that are no more are removed."""
-    mask = os.umask(0)
-    os.umask(mask)
     for name, path in written.items():
-        path.chmod(0o666 & ~mask)  # mkstemp's files are for their owner alone
-        path.replace(folder / name)
+        files.rename(path, folder / name)
     if ours:
         for path in folder.iterdir():
             if _SHEET.fullmatch(path.name) and path.name not in written:
@@ -72,10 +54,4 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written.
     """
-    part = temporary(path.absolute().parent, path.suffix)
-    try:
-        write_text(part, [text])
-        put_in_place(path.absolute().parent, {path.name: part}, ours=False)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    files.write_whole(path, [text])

@@ -8,11 +8,12 @@ from llamafactory_ext.check.facts import RecordFacts
 from llamafactory_ext.check.inspection import Inspection, Progress
 from llamafactory_ext.check.labels import read_labels
 from llamafactory_ext.check.plot.colours import colours, numbers
-from llamafactory_ext.check.plot.files import PAGE, put_in_place, refuse_foreign, sheet_name, temporary, write_text
+from llamafactory_ext.check.plot.files import PAGE, put_in_place, refuse_foreign, sheet_name
 from llamafactory_ext.check.plot.fonts import can_draw
 from llamafactory_ext.check.plot.page import Badge, Card, Entry, page
 from llamafactory_ext.check.plot.panels import Panel, make_panel
 from llamafactory_ext.check.plot.sheets import PER_SHEET, draw_sheet
+from llamafactory_ext.drawing.files import temporary, write_text
 
 
 @dataclass(frozen=True)

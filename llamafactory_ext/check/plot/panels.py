@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamafactory_ext.check.labels import Label
+from llamafactory_ext.drawing.thinning import thin
 from llamafactory_ext.series import FloatArray
 
-
-POINTS = 1000
-"""About as many points are drawn of a series."""
 
 _CROWD = 60  # labels
 
@@ -45,25 +43,3 @@ def make_panel(series: FloatArray, labels: Sequence[Label]) -> Panel:
     at = np.union1d(thin(series), np.array(single, dtype=np.int64))
     peaks = tuple(float(series[one.start]) if one.start == one.end else np.nan for one in fit)
     return Panel(len(series), at, series[at], tuple(fit), peaks)
-
-
-def thin(series: FloatArray, points: int = POINTS) -> NDArray[np.int64]:
-    """Returns the indices of at most `points` values that draw the same line.
-
-    M4, which keeps the first, last, lowest and highest value of every bin: MinMaxLTTB picks one value a bin, and may
-    leave out the very spike that a label is about.
-    """
-    if len(series) <= points:
-        return np.arange(len(series), dtype=np.int64)
-    from tsdownsample import M4Downsampler
-
-    return np.unique(M4Downsampler().downsample(series, n_out=points // 4 * 4)).astype(np.int64)
-
-
-def value_range(panel: Panel) -> tuple[float, float]:
-    """Returns lowest and highest value to draw, apart from one another even for a constant series."""
-    low, high = float(panel.values.min()), float(panel.values.max())
-    if high > low:
-        return low, high
-    margin = abs(low) / 2 or 1.0
-    return low - margin, high + margin

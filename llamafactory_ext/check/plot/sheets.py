@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llamafactory_ext.check.plot.fonts import drawable, families
-from llamafactory_ext.check.plot.panels import Panel, value_range
+from llamafactory_ext.check.plot.panels import Panel
+from llamafactory_ext.drawing.thinning import value_range
 
 
 ROWS, COLUMNS = 6, 4
@@ -57,7 +58,7 @@ def draw_sheet(
 def _draw(axes: Any, title: str, panel: Panel, colours: Mapping[str, str]) -> None:
     title = drawable(" ".join(title.split()))
     axes.set_title(title if len(title) <= _NAME else f"…{title[-_NAME:]}", fontsize=9, pad=10, parse_math=False)
-    low, high = value_range(panel)
+    low, high = value_range(panel.values)
     # matplotlib's own arithmetic overflows near the largest float; what is lost then is the unit of the axis.
     unit = 1.0 if max(abs(low), abs(high)) < _LARGE else _LARGE
     margin = high / unit / 20 - low / unit / 20

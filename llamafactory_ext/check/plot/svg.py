@@ -6,7 +6,8 @@ from html import escape
 
 from llamafactory_ext.check.labels import Label
 from llamafactory_ext.check.lengths import round_step
-from llamafactory_ext.check.plot.panels import Panel, value_range
+from llamafactory_ext.check.plot.panels import Panel
+from llamafactory_ext.drawing.thinning import share, value_range
 
 
 WIDTH, HEIGHT = 1000, 150
@@ -19,7 +20,7 @@ _TEXT = 300  # characters of a reason in a tooltip
 
 def draw(panel: Panel, colours: Mapping[str, str]) -> str:
     """Returns an ``<svg>`` element: line, bands with tooltips, marks on single points, axes with numbers."""
-    low, high = value_range(panel)
+    low, high = value_range(panel.values)
     total = f"{_LEFT + WIDTH + _RIGHT} {_TOP + HEIGHT + _BOTTOM}"
     parts = [f'<svg viewBox="0 0 {total}" role="img"><g transform="translate({_LEFT} {_TOP})">']
     parts.append(f'<rect class="area" width="{WIDTH}" height="{HEIGHT}"/>')
@@ -64,8 +65,7 @@ def _band(label: Label, length: int, colour: str) -> str:
 
 
 def _y(value: float, low: float, high: float) -> float:
-    # Halved first: the range of values near the largest float would overflow.
-    return HEIGHT - 6 - (value / 2 - low / 2) / (high / 2 - low / 2) * (HEIGHT - 12)
+    return HEIGHT - 6 - share(value, low, high) * (HEIGHT - 12)
 
 
 def _axes(length: int, low: float, high: float) -> list[str]:

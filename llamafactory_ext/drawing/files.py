@@ -1,0 +1,42 @@
+"""Files that appear whole: written under a temporary name, then renamed."""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def temporary(folder: Path, suffix: str) -> Path:
+    """Returns a new, empty file beside those that it will become one of."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=suffix)
+    os.close(descriptor)
+    return Path(name)
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """Writes text piece by piece; characters that UTF-8 can't hold are written as escapes."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(pieces)
+
+
+def rename(part: Path, path: Path) -> None:
+    """Gives a temporary file its name, and the permissions of any other new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    part.chmod(0o666 & ~mask)  # mkstemp's files are for their owner alone
+    part.replace(path)
+
+
+def write_whole(path: Path, pieces: Iterable[str]) -> None:
+    """Writes a text file piece by piece; its old content stays until the new one is whole.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    part = temporary(path.absolute().parent, path.suffix)
+    try:
+        write_text(part, pieces)
+        rename(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

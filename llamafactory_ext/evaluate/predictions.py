@@ -1,0 +1,72 @@
+"""Reads ``generated_predictions.jsonl``: what LLaMA-Factory's predict run wrote."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.evaluate.errors import EvaluateError
+
+
+KEYS = ("prompt", "predict", "label")
+
+# What `series.describe` puts in front of the patches of each series.
+_DESCRIPTION = re.compile(r"\[offset=[^|\]]+\|scaling=[^|\]]+\|length=(\d+)\|[^\]]+\]")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of the file."""
+
+    index: int
+    """From 0."""
+    prompt: str
+    predict: str
+    label: str
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """The text in front of each series; equal for equal series."""
+        return tuple(match[0] for match in _DESCRIPTION.finditer(self.prompt))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Points of each series."""
+        return tuple(int(match[1]) for match in _DESCRIPTION.finditer(self.prompt))
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read all lines; blank ones are passed over.
+
+    Raises:
+        EvaluateError: no file in UTF-8, no line, a line that is no JSON object, a key that is missing or holds no
+            text, or a prompt that tells the length of no series.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as err:
+        raise EvaluateError(f"{path} can't be read: {getattr(err, 'strerror', None) or err}") from err
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise EvaluateError(f"{path} is empty; expected one JSON object a line, with {', '.join(KEYS)}")
+    return [_read(f"{path}, line {number}", index, line) for index, (number, line) in enumerate(numbered)]
+
+
+def _read(place: str, index: int, line: str) -> Prediction:
+    expected = "expected LLaMA-Factory's generated_predictions.jsonl"
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError) as err:
+        raise EvaluateError(f"{place} is no JSON: {err}; {expected}") from err
+    if not isinstance(found, dict):
+        raise EvaluateError(f"{place} holds {type(found).__name__}, no object; {expected}")
+    for key in KEYS:
+        if not isinstance(found.get(key), str):
+            there = f"{found[key]!r:.60} in it" if key in found else f"only {', '.join(map(str, found)) or 'nothing'}"
+            raise EvaluateError(f"{place} has no text {key!r}: found {there}; {expected}")
+    prediction = Prediction(index, *(found[key] for key in KEYS))
+    if not any(prediction.lengths):
+        wanted = "expected [offset=…|scaling=…|length=…|…] of template chatts: only its predictions can be scored"
+        raise EvaluateError(f"{place}: its prompt tells no length of a series; {wanted}")
+    return prediction

@@ -1,0 +1,141 @@
+"""Scores what a model predicted: llamafactory-cli's generated_predictions.jsonl against the labels in it.
+
+python tools/evaluate.py saves/predict/generated_predictions.jsonl --out scores
+python tools/evaluate.py saves/predict/generated_predictions.jsonl --out scores --dataset gdsh
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from terminal import DONE, FAULTS, USAGE, complain, progress, run, say
+
+from llamafactory_ext.check.quiet import hush
+from llamafactory_ext.check.recipe import UsageError, read_recipe
+from llamafactory_ext.check.recipe import arguments as dataset_arguments
+from llamafactory_ext.evaluate.errors import EvaluateError
+
+
+RECIPE = Path(__file__).parent.parent / "yaml" / "predict.yaml"
+NEEDED = ("aeon", "telemeval")
+PAGE, GENERATOR = "index.html", 'content="llamafactory_ext evaluate"'
+
+DESCRIPTION = """
+Scores predicted intervals against labelled ones: events (one-to-one overlap), range-based, affiliation and point-wise
+F1, over all, by anomaly type and by point, with confidence intervals and beside baselines. Answers are read the way
+training data are; one that can't be read counts as "no anomalies found".
+"""
+EPILOG = """
+exit status: 0 scored, 1 predictions, labels and data set can't be brought together, 2 wrong usage.
+Files: DIR/scores.json and DIR/index.html; with --dataset the caches that training uses as well.
+"""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python tools/evaluate.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("predictions", type=Path, metavar="FILE.jsonl", help="generated_predictions.jsonl")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the recipe, for reading the data set"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of scores.json and index.html")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="that was predicted, for plots and the rules among the baselines; or X.jsonl"
+    )
+    parser.add_argument(
+        "--dataset-dir", "--dataset_dir", metavar="DIR", help="of dataset_info.json; default: the recipe's"
+    )
+    parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="X.yaml", help=f"default: yaml/{RECIPE.name}")
+    parser.add_argument(
+        "--salvage", action="store_true", help="take the whole entries of answers that break off (max_new_tokens)"
+    )
+    found = parser.parse_intermixed_args(arguments)
+    for override in found.overrides:
+        if "=" not in override or override.startswith("="):
+            parser.error(f"{override}: expected key=value")
+    return found
+
+
+def main() -> int:
+    options = parse()
+    try:
+        _refuse(options)
+        hush()
+        from llamafactory_ext.evaluate.predictions import read_predictions
+        from llamafactory_ext.evaluate.scoring import evaluate
+
+        predictions = read_predictions(options.predictions)
+        sources = _sources(options) if options.dataset else None
+        found = evaluate(predictions, sources, dataset=options.dataset or "", salvage=options.salvage, progress=_track)
+    except UsageError as err:
+        complain(f"error: {err}")
+        return USAGE
+    except EvaluateError as err:
+        complain(f"error: {err}")
+        return FAULTS
+    return _write(found, options)
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Stops before anything is read where the command can't lead to scores."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"no module {', '.join(missing)}; install what scores need: pip install '.[evaluate]'")
+    if not options.predictions.is_file():
+        raise UsageError(f"{options.predictions}: no such file")
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"{options.out} is a file; name a folder with --out")
+    page = options.out / PAGE
+    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise UsageError(f"{page} was not written by this tool; name another folder with --out")
+
+
+def _sources(options: argparse.Namespace) -> list[Any]:
+    """Reads the records of the data set that was predicted."""
+    try:
+        from llamafactory_ext.evaluate.points import read_sources
+
+        values = read_recipe(options.recipe, options.overrides)
+        values |= {"dataset_dir": options.dataset_dir} if options.dataset_dir else {}
+        values.pop("eval_dataset", None)  # or it would be looked for as well
+        return read_sources(dataset_arguments(values, options.dataset))
+    except ModuleNotFoundError as err:
+        wanted = "--dataset goes LLaMA-Factory's own way: pip install '.[train]'"
+        raise UsageError(f"no module {err.name}; {wanted}") from err
+
+
+def _write(found: Any, options: argparse.Namespace) -> int:
+    """Prints the summary, after both files are there."""
+    from evaluate_summary import print_scores
+
+    from llamafactory_ext.drawing.files import write_whole
+    from llamafactory_ext.evaluate.page import write_page
+
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
+        write_whole(options.out / "scores.json", [text, "\n"])
+        write_page(found, options.out / PAGE)
+    except OSError as err:
+        complain(f"error: {err.filename or options.out} can't be written: {err.strerror or err}")
+        return USAGE
+    print_scores(found)
+    say(f"{options.out / 'scores.json'}, {options.out / PAGE}")
+    return DONE
+
+
+def _track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
+    """Passes the items on, with a bar on standard error."""
+    with progress() as bars:
+        yield from bars.track(items, total=count, description=text)
+
+
+if __name__ == "__main__":
+    run(main)
