@@ -1,7 +1,8 @@
 """The plugin's YAML keys, as fields of LLaMA-Factory's own argument classes.
 
 Replaces two classes in the lists of ``llamafactory.hparams.parser`` by subclasses with more fields. Names and meaning
-of the encoder's keys are the fork's, so that its recipes carry over; those of memory are applied in ``levers``.
+of the encoder's keys are the fork's, so that its recipes carry over; those of memory are applied in ``levers``, those
+of event F1 in ``sft_trainer``.
 """
 
 import math
@@ -27,6 +28,10 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
             raise ValueError(f"`overlong_records` is {self.overlong_records!r}; expected `error` or `drop`.")
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 @dataclass
 class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
     timeseries_sft_lr: float | None = field(
@@ -46,12 +51,31 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         default=False,
         metadata={"help": "Keep the inputs of checkpointed layers in CPU memory until the backward pass."},
     )
+    event_f1_steps: int | None = field(
+        default=None,
+        metadata={"help": "Answer some validation records every so many steps and log the answers' event F1."},
+    )
+    event_f1_records: int = field(
+        default=16, metadata={"help": "How many validation records `event_f1_steps` answers."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("embedding_on_cpu", "offload_checkpoints"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected `true` or `false`.")
+        self._check_event_f1()
+        self._check_encoder_lr()
+
+    def _check_event_f1(self) -> None:
+        for key in ("event_f1_steps", "event_f1_records"):
+            value = getattr(self, key)
+            if (value is not None or key == "event_f1_records") and not _is_count(value):
+                raise ValueError(f"`{key}` is {value!r}; expected a whole number from 1.")
+        if self.event_f1_steps is not None and self.stage != "sft":
+            raise ValueError(f"`event_f1_steps` works in stage `sft`, not `{self.stage}`; remove it.")
+
+    def _check_encoder_lr(self) -> None:
         if self.timeseries_sft_lr is None:
             return
         if not isinstance(self.timeseries_sft_lr, int | float) or not 0 < self.timeseries_sft_lr < math.inf:

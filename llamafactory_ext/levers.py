@@ -12,7 +12,7 @@ from transformers.integrations import deepspeed_config, is_fsdp_enabled
 
 from llamafactory_ext.model import is_chatts
 from llamafactory_ext.model.attention import use_where_it_suits
-from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision
+from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
 
 
@@ -29,8 +29,9 @@ def install(upstream: Any) -> str | None:
             return init_adapter(config, model, model_args, finetuning_args, is_trainable)
         model.returns_logits = _wants_logits(finetuning_args)
         _fit_card(model)
+        _fit_precision(model, model_args, is_trainable)
         if is_trainable:
-            _fit_precision(model, model_args)
+            _keep_layout(model)
         if finetuning_args.embedding_on_cpu:
             _move_embedding(model)
         if finetuning_args.offload_checkpoints and is_trainable:
@@ -57,7 +58,7 @@ def _fit_card(model: Any) -> None:
         logger.info_rank0("SDPA on a card older than Ampere: keys and values are repeated, to keep its small kernel.")
 
 
-def _fit_precision(model: Any, model_args: Any) -> None:
+def _fit_precision(model: Any, model_args: Any, is_trainable: bool) -> None:
     if deepspeed_config() is not None:  # it casts the whole model itself
         return
     cast = match_half_precision(model, model_args.compute_dtype)
@@ -65,8 +66,17 @@ def _fit_precision(model: Any, model_args: Any) -> None:
         logger.info_rank0(f"{cast} frozen weights in the other half precision cast to {model_args.compute_dtype}.")
     quantised = getattr(model, "quantization_method", None) is not None
     if quantised and model_args.upcast_layernorm and model_args.compute_dtype == torch.float16:
+        if not is_trainable:  # upstream does it for training only, and what was trained so may need it to answer
+            upcast_norms(model)
         count = guard_last_projections(model)
         logger.info_rank0(f"{count} down projections are kept within float16's range.")
+
+
+def _keep_layout(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights in evaluation for a CPU's AVX512: the next step would fail."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _move_embedding(model: Any) -> None:

@@ -7,6 +7,7 @@ Public registry of ``llamafactory.data.mm_plugin``; ``BasePlugin`` is what it wa
 import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -130,7 +131,9 @@ class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
 def _read(item: Any) -> FloatArray:
     if isinstance(item, (list, tuple, np.ndarray)):
         return as_series(item)
-    from llamafactory_ext.gdsh import read_series  # a file: LLaMA-Factory's chat passes what the user attached
+    if not isinstance(item, (str, Path)):
+        raise ValueError(f"found a series in {type(item).__name__}; expected a list of numbers or a CSV file's path")
+    from llamafactory_ext.gdsh import read_series  # LLaMA-Factory's chat passes what the user attached
 
     return read_series(item).values
 

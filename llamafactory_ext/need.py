@@ -13,6 +13,8 @@ OWN_KEYS = (
     "overlong_records",
     "embedding_on_cpu",
     "offload_checkpoints",
+    "event_f1_steps",
+    "event_f1_records",
 )
 
 

@@ -2,7 +2,8 @@
 
 Wraps ``_get_preprocessed_dataset`` of ``llamafactory.data.loader``. Upstream cuts prompt and answer to size without a
 word, which here means series without their end and answers that stop in the middle of their JSON. So it is run without
-a limit first, and the lengths are looked at.
+a limit first, and the lengths are looked at. Where answers are generated only the prompt counts: the label is there to
+be compared with, and the model never sees it.
 """
 
 import copy
@@ -57,7 +58,7 @@ def install(upstream: ModuleType) -> str | None:
         whole = tokenise(dataset, unlimited(data_args))
         if not hasattr(whole, "num_rows"):  # streaming
             return whole.filter(functools.partial(_fits, limit=data_args.cutoff_len, drop=drop))
-        kept = _fitting(token_lengths(whole, generates), dataset, data_args.cutoff_len, reserved, drop)
+        kept = _fitting(token_lengths(whole), dataset, data_args.cutoff_len, reserved, drop)
         if not data_args.packing or stage != "sft" or generates:
             return whole if len(kept) == len(whole) else whole.select(kept)
         return tokenise(dataset if len(kept) == len(dataset) else dataset.select(kept), data_args)
@@ -91,7 +92,7 @@ def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bo
     if not drop:
         lines.append(
             f"Set `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series or answers, or set "
-            "`overlong_records: drop` to train without them."
+            "`overlong_records: drop` to do without them."
         )
         raise ValueError("\n".join([f"{found}:", *lines]))
     logger.warning_rank0("\n".join([f"{found}; dropped, as `overlong_records: drop` says:", *lines]))
@@ -101,15 +102,12 @@ def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bo
     return [int(row) for row in np.flatnonzero(lengths <= limit)]
 
 
-def token_lengths(tokenised: Any, generates: bool = False) -> Lengths:
-    """Returns the tokens of each row: its longest ``*input_ids``; for generation, prompt and answer together."""
+def token_lengths(tokenised: Any) -> Lengths:
+    """Returns the tokens of each row: its longest ``*input_ids``, which for generation is the prompt."""
     columns = [name for name in tokenised.column_names if name.endswith("input_ids")]
-    wanted = [*columns, "labels"] if generates else columns
     lengths = [np.empty(0, np.int64)]
-    for batch in tokenised.select_columns(wanted).with_format("arrow").iter(_BATCH):
-        sizes = {name: pc.list_value_length(batch[name]).to_numpy() for name in wanted}
-        longest = np.max([sizes[name] for name in columns], axis=0)
-        lengths.append(longest + sizes["labels"] if generates else longest)
+    for batch in tokenised.select_columns(columns).with_format("arrow").iter(_BATCH):
+        lengths.append(np.max([pc.list_value_length(batch[name]).to_numpy() for name in columns], axis=0))
     return np.concatenate(lengths).astype(np.int64)
 
 

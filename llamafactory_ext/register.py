@@ -138,6 +138,35 @@ SEAMS: tuple[Seam, ...] = (
         "`timeseries_sft_lr`: a parameter group of its own",
         ("model", "training_args", "finetuning_args"),
     ),
+    Seam(
+        "llamafactory.train.sft.workflow:CustomSeq2SeqTrainer",
+        "llamafactory_ext.sft_trainer:install",
+        "`event_f1_steps` needs the Trainer's data and log; ROUGE of long answers takes hours before predictions are "
+        "written; the tokenizer is saved last, in a form that published loaders can't open",
+    ),
+    Seam(
+        "llamafactory.api.app:create_app",
+        "llamafactory_ext.serving.api:install_app",
+        "bodies of any size are read; faults of their shape are told with the body itself, or end in a 500",
+        ("chat_model",),
+    ),
+    Seam(
+        "llamafactory.api.app:create_chat_completion_response",
+        "llamafactory_ext.serving.api:install_answers",
+        "upstream reads audio from sound files and addresses; a series that is wrong would end in a 500",
+        ("request", "chat_model"),
+    ),
+    Seam(
+        "llamafactory.api.app:create_stream_chat_completion_response",
+        "llamafactory_ext.serving.api:install_streams",
+        "the same in streams, where a fault came after the 200, or left the server waiting for ever",
+        ("request", "chat_model"),
+    ),
+    Seam(
+        "llamafactory.chat.chat_model:run_chat",
+        "llamafactory_ext.serving.terminal:install",
+        "the terminal's loop takes text only",
+    ),
 )
 
 

@@ -34,6 +34,7 @@ def test_defaults(parse: Parse) -> None:
     assert data_args.overlong_records == "error"
     assert finetuning_args.timeseries_sft_lr is None
     assert finetuning_args.train_timeseries_modules is True
+    assert (finetuning_args.event_f1_steps, finetuning_args.event_f1_records) == (None, 16)
 
 
 def test_keys_reach_the_arguments(parse: Parse) -> None:
@@ -72,6 +73,31 @@ def test_learning_rate_of_what_is_not_trained(parse: Parse) -> None:
 def test_overlong_records_must_be_known(parse: Parse, value: Any) -> None:
     with pytest.raises(ValueError, match=r"`overlong_records` is .*; expected `error` or `drop`\."):
         parse(overlong_records=value)
+
+
+@pytest.mark.parametrize("key", ["event_f1_steps", "event_f1_records"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "often"])
+def test_event_f1_counts(parse: Parse, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`{key}` is .*; expected a whole number from 1\."):
+        parse(**{key: value})
+
+
+def test_event_f1_in_another_stage(parse: Parse) -> None:
+    with pytest.raises(ValueError, match=r"`event_f1_steps` works in stage `sft`, not `dpo`; remove it\."):
+        parse(event_f1_steps=50, stage="dpo")
+    given = parse(event_f1_steps=50, event_f1_records=4)[3]
+    assert (given.event_f1_steps, given.event_f1_records) == (50, 4)
+
+
+def test_every_key_tells_that_the_plugin_is_needed() -> None:
+    from dataclasses import fields
+
+    from llamafactory_ext import arguments
+    from llamafactory_ext.need import OWN_KEYS
+
+    ours = (arguments.SeriesDataArguments, arguments.SeriesFinetuningArguments)
+    added = [{one.name for one in fields(cls)} - {one.name for one in fields(cls.__base__)} for cls in ours]
+    assert set(OWN_KEYS) == set.union(*added)
 
 
 def test_unknown_key_is_still_refused(parse: Parse) -> None:

@@ -129,10 +129,12 @@ def report():
             attribute = getattr(attribute, name)
         found[target] = depth(attribute)
     found["processor"] = len(sys.modules["llamafactory.model.loader"].AutoProcessor.__mro__)
+    found["trainer"] = len(sys.modules["llamafactory.train.sft.workflow"].CustomSeq2SeqTrainer.__mro__)
     return found
 """
+SUBCLASSED = ("_TRAIN_ARGS", "AutoProcessor", "CustomSeq2SeqTrainer")
 PRIVATE = [seam.target for seam in register.SEAMS if not seam.public]
-WRAPPED = [target for target in PRIVATE if target.rpartition(":")[2] not in ("_TRAIN_ARGS", "AutoProcessor")]
+WRAPPED = [target for target in PRIVATE if target.rpartition(":")[2] not in SUBCLASSED]
 REPORT = REPORT.replace("TARGETS", repr(WRAPPED))
 
 
@@ -212,6 +214,7 @@ def test_off_switch_then_by_hand_after_import_then_again(on: dict[str, Any], swi
     assert seen["states"] == on["states"]
     assert seen["once"] == {**on["found"], "finders": 1}
     assert seen["once"]["processor"] == off["processor"] + 1
+    assert seen["once"]["trainer"] == off["trainer"] + 1
     assert seen["twice"] == seen["once"]
 
 

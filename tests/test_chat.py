@@ -1,9 +1,20 @@
-"""LLaMA-Factory's own chat engine: text alone, and a series that it calls an audio."""
+"""LLaMA-Factory's own chat: its engine in this process, its terminal in one of its own, and the recipe of both."""
 
+import asyncio
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from conftest import ROOT, path_of_environment
+
+
+SERIES = [float(i % 5) for i in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +34,10 @@ def test_text_alone(chat: Any) -> None:
 
 @pytest.mark.parametrize("content", ["<audio>what is wrong?", "<ts><ts/>what is wrong?"])
 def test_series_as_an_audio(chat: Any, content: str) -> None:
-    series = [float(i % 5) for i in range(50)]
-    reply = ask(chat, content, audios=[series])
+    reply = ask(chat, content, audios=[SERIES])
     text_alone = ask(chat, "what is wrong?")
     assert reply.prompt_length > text_alone.prompt_length + 7  # seven patches, and the text about them
-    assert reply == ask(chat, "<audio>what is wrong?", audios=[series])
+    assert reply == ask(chat, "<audio>what is wrong?", audios=[SERIES])
 
 
 def test_no_marker_in_the_message(chat: Any) -> None:
@@ -40,11 +50,168 @@ def test_no_marker_in_the_message(chat: Any) -> None:
 
 def test_csv_file(chat: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    path.write_text("value\n" + "\n".join(str(i % 5) for i in range(50)))
-    series = [float(i % 5) for i in range(50)]
-    assert ask(chat, "<audio>", audios=[str(path)]) == ask(chat, "<audio>", audios=[series])
+    path.write_text("value\n" + "\n".join(map(str, SERIES)))
+    assert ask(chat, "<audio>", audios=[str(path)]) == ask(chat, "<audio>", audios=[SERIES])
+
+
+def test_neither_numbers_nor_a_file(chat: Any) -> None:
+    with pytest.raises(ValueError, match="found a series in bytes; expected a list of numbers or a CSV file's path"):
+        ask(chat, "<audio>", audios=[b"1,2"])
 
 
 def test_marker_without_series(chat: Any) -> None:
     with pytest.raises(ValueError, match=r"found 1 markers \(<ts><ts/> or <audio>\) in the messages and 0 series"):
         ask(chat, "<ts><ts/> what?")
+
+
+def test_series_of_a_request_in_order(chat: Any) -> None:
+    """What the API makes of a request: text alone, and the series in the order of their markers."""
+    from llamafactory.api.protocol import ChatCompletionRequest
+
+    from llamafactory_ext.serving.prompt import prepare
+
+    def item(values: str) -> dict[str, Any]:
+        return {"type": "audio_url", "audio_url": {"url": f"data:application/json,[{values}]"}}
+
+    def words(text: str) -> dict[str, Any]:
+        return {"type": "text", "text": text}
+
+    contents = [
+        "be short",
+        [words("a "), item("1"), words(" b "), item("2, 2")],
+        "ok",
+        [words("<ts><ts/>?"), item("3")],
+    ]
+    roles = ["system", "user", "assistant", "user"]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    request = ChatCompletionRequest.model_validate({"model": "x", "messages": messages})
+    before = request.model_copy(deep=True)
+    prompt = prepare(request, chat.engine, None)
+    assert [message.content for message in prompt.request.messages] == [
+        "be short",
+        "a <audio> b <audio>",
+        "ok",
+        "<audio>?",
+    ]
+    assert [series.tolist() for series in prompt.series] == [[1], [2, 2], [3]]
+    assert request == before
+
+
+def test_answer_is_that_of_the_engine(chat: Any) -> None:
+    """By way of upstream's API and back: the series arrive at the engine in their order, and none is lost."""
+    from llamafactory.api import app
+    from llamafactory.api.protocol import ChatCompletionRequest
+
+    def served(*series: list[float]) -> str:
+        items = [{"type": "audio_url", "audio_url": {"url": f"data:application/json,{one}"}} for one in series]
+        messages = [{"role": "user", "content": [*items, {"type": "text", "text": "what?"}]}]
+        settings = {"model": "x", "do_sample": False, "max_tokens": 12}
+        request = ChatCompletionRequest.model_validate({"messages": messages, **settings})
+        response = asyncio.run(app.create_chat_completion_response(request, chat))
+        return str(response.choices[0].message.content)
+
+    def own(*series: list[float]) -> str:
+        messages = [{"role": "user", "content": "<audio>" * len(series) + "what?"}]
+        (reply,) = chat.chat(messages, audios=list(series), do_sample=False, max_new_tokens=12)
+        return str(reply.response_text)
+
+    pairs = [([1.0 * k] * 3 + SERIES[:k], [5.0, -k, 9.5 * k]) for k in range(1, 9)]
+    assert [served(*pair) for pair in pairs] == [own(*pair) for pair in pairs]
+    assert [served(*pair) for pair in pairs] != [served(*reversed(pair)) for pair in pairs]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream waits for a stream's next piece for ever; here for 20 s, so that a test fails instead of hanging."""
+    from llamafactory.chat import hf_engine
+
+    patient = hf_engine.TextIteratorStreamer
+    monkeypatch.setattr(hf_engine, "TextIteratorStreamer", functools.partial(patient, timeout=20))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_whose_generation_fails_ends(chat: Any) -> None:
+    """A <ts> that no series belongs to gets as far as the model's thread; the stream would wait for ever."""
+    from llamafactory_ext.serving.streams import Failure, end_failed_streams
+
+    end_failed_streams(chat.engine)
+    found = list(chat.stream_chat([{"role": "user", "content": "hello"}], "<ts>", max_new_tokens=4))
+    assert isinstance(found[-1], Failure) and "input_ids hold <ts> tokens" in found[-1]
+    assert ask(chat, "hello").response_length > 0
+    with pytest.raises(ValueError, match="input_ids hold <ts> tokens"):
+        ask(chat, "hello", system="<ts>")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_answer_to_a_stream_that_fails(chat: Any) -> None:
+    """The status has been sent by then: the last event tells, in the form that OpenAI's clients look for."""
+    from llamafactory.api import app
+    from llamafactory.api.protocol import ChatCompletionRequest
+
+    from llamafactory_ext.serving.streams import end_failed_streams
+
+    end_failed_streams(chat.engine)
+    request = ChatCompletionRequest.model_validate(
+        {"model": "x", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    )
+    stream = app.create_stream_chat_completion_response(request, chat)
+    chat_args, chat.engine.generating_args = chat.engine.generating_args, {**chat.engine.generating_args, "top_k": -1}
+
+    async def chunks() -> list[Any]:
+        return [json.loads(chunk) async for chunk in stream]
+
+    try:
+        first, last = asyncio.run(chunks())
+    finally:
+        chat.engine.generating_args = chat_args
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert last["error"]["code"] == 500 and "top_k" in last["error"]["message"]
+
+
+def test_terminal(demo: Path, tmp_path: Path) -> None:
+    """Series between the marker's halves, kept for later turns; a line that is wrong is not asked."""
+    (tmp_path / "x.csv").write_text("value\n" + "\n".join(map(str, SERIES)))
+    lines = [
+        "<ts>nope.csv<ts/> what?",
+        "<ts><ts/> what?",
+        "a single <ts>",
+        "<ts>[1, null]<ts/> what?",
+        f"<ts>{[0.0] * 9000}<ts/> what?",
+        "clear",
+        "<ts>x.csv<ts/> what?",
+        "and <ts>[1, 2, 3]<ts/> beside it?",
+        "thanks",
+        "exit",
+    ]
+    keys = [f"model_name_or_path={demo / 'model'}", "adapter_name_or_path=null", "quantization_bit=null"]
+    command = [str(Path(sys.executable).with_name("llamafactory-cli")), "chat", str(ROOT / "yaml" / "chat.yaml")]
+    run = subprocess.run(
+        [*command, *keys, "max_new_tokens=4"],
+        input="\n".join(lines) + "\n",
+        cwd=tmp_path,
+        env={"PATH": path_of_environment(), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    told = [line for line in run.stdout.splitlines() if "Not asked: " in line]
+    reasons = ["'nope.csv' is not there", "nothing between", "a single <ts>", "at index 1", "a series of 9000 points"]
+    assert len(told) == len(reasons)
+    assert all(reason in line for reason, line in zip(reasons, told, strict=True))
+    assert run.stdout.count("Assistant: ") == 3
+    assert "A series is a CSV file or numbers between <ts> and <ts/>" in run.stdout
+
+
+def test_recipe() -> None:
+    """It asks what the main recipe trains, and LLaMA-Factory knows its keys."""
+    from llamafactory.hparams import parser
+
+    recipe, main = (
+        yaml.safe_load((ROOT / "yaml" / f"{name}.yaml").read_text("utf-8")) for name in ("chat", "2080ti_qlora")
+    )
+    assert set(recipe) <= {field.name for arguments in parser._INFER_ARGS for field in fields(arguments)}
+    assert recipe.pop("adapter_name_or_path") == main["output_dir"]
+    own = {"infer_backend": "huggingface", "do_sample": False, "max_new_tokens": 1024}
+    assert recipe == own | {key: main[key] for key in recipe.keys() - own.keys()}

@@ -12,7 +12,7 @@ import torch
 from helpers_model import build, inputs, labels_for, record
 from torch import nn
 
-from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision
+from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 
 
 SCALE = 1024.0  # of the loss, as GradScaler has it
@@ -31,7 +31,7 @@ def large_channel(model: Any) -> None:
         mlp = layer.mlp
         mlp.gate_proj.weight.data[5], mlp.up_proj.weight.data[5] = 6.0, 6.0
         mlp.down_proj.weight.data[3] = 0.0
-        mlp.down_proj.weight.data[3, 5] = 40.0
+        mlp.down_proj.weight.data[3, 5] = 400.0
 
 
 def quantised(model: Any, upcast: bool, compute: torch.dtype = torch.float16) -> Any:
@@ -52,6 +52,7 @@ def quantised(model: Any, upcast: bool, compute: torch.dtype = torch.float16) ->
                 )
                 layer.weight = bitsandbytes.nn.Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
                 layer.bias = child.bias
+                layer.support_avx512bf16_for_cpu = False  # its kernel computes in another type, if the CPU has it
                 setattr(module, name, layer.to("cpu"))
     for name, weight in model.named_parameters():
         if upcast and "norm" in name:
@@ -126,6 +127,30 @@ def test_training_step_tells_what_to_change() -> None:
         ),
     ):
         model(**batch, labels=labels_for(batch))
+
+
+@torch.no_grad()
+def answered(model: Any) -> torch.Tensor:
+    """Logits of the next token, and that answers come of them; without autocast, as a prediction runs."""
+    batch = inputs(record(1, 40, 17), record(2, 9))
+    output = model.eval().generate(**batch, max_new_tokens=3, do_sample=False, use_cache=True)
+    assert output.shape[1] == batch["input_ids"].shape[1] + 3
+    logits: torch.Tensor = model(**batch, use_cache=True).logits[:, -1].float()
+    return logits
+
+
+def test_answers_where_it_overflows() -> None:
+    """They would be noise; they are refused, and are right where the recipe guards the training in the same way."""
+    exact, plain, guarded = (build("qwen2", attention="sdpa") for _ in range(3))
+    for model in (exact, plain, guarded):
+        large_channel(model)
+    expected = answered(quantised(exact, False, torch.float32))
+    with pytest.raises(FloatingPointError, match=r"next token's logits are not finite.*set `infer_dtype: bfloat16`"):
+        answered(quantised(plain, upcast=False))
+    upcast_norms(quantised(guarded, upcast=False))
+    guard_last_projections(guarded)
+    assert float(nn.functional.cosine_similarity(answered(guarded), expected).min()) > 0.999
+    assert guarded.lm_head.weight.dtype == torch.float16 and guarded.model.norm.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])

@@ -395,14 +395,17 @@ class TestOverlong:
         run = tokenise(gdsh.folder, cutoff_len=300, overlong_records="drop", **packing)
         assert [len(ids) for ids in run["train_dataset"]["input_ids"]] == [300]
 
-    def test_prompt_and_answer_count_together_for_generation(self, gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
-        folder = gdsh.records(*[annotation(reply=answer(*[(i, i) for i in range(20)]))] * 4).folder
+    def test_only_the_prompt_counts_for_generation(self, gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
+        reply = answer(*[(i, i) for i in range(20)])
+        folder = gdsh.records(*[annotation(reply=reply)] * 4).folder
         keys = {"eval_dataset": "a", "predict_with_generate": True, "do_predict": True, "do_train": False}
-        fits = len(tokenise(folder, cutoff_len=4096)["train_dataset"][0]["input_ids"])
-        run = tokenise(folder, cutoff_len=fits, **keys)
-        assert len(run["eval_dataset"]) == 4
+        whole = tokenise(folder, cutoff_len=4096)["train_dataset"][0]
+        prompt = whole["labels"].count(-100)
+        run = tokenise(folder, dataset=None, cutoff_len=prompt, **keys)
+        assert [len(row["input_ids"]) for row in run["eval_dataset"]] == [prompt] * 4
+        assert {run["tokenizer"].decode(row["labels"]) for row in run["eval_dataset"]} == {f"{reply}<|im_end|>\n"}
         with pytest.raises(ValueError, match="4 of 4 records do not fit"):
-            tokenise(folder, cutoff_len=fits - 1, **keys)
+            tokenise(folder, dataset=None, cutoff_len=prompt - 1, **keys)
 
     def test_other_templates_are_cut_as_before(self, tmp_path: Path, tokenise: Callable[..., Any]) -> None:
         rows = [{"instruction": "hello " * 500, "input": "", "output": "yes"}]

@@ -90,4 +90,5 @@ def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_run() -> None:
-    assert {path.stem for path in (ROOT / "yaml").glob("*.yaml")} == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo"}
+    trained = {path.stem for path in (ROOT / "yaml").glob("*.yaml") if "\ndo_train: true" in path.read_text("utf-8")}
+    assert trained == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo"}

@@ -63,6 +63,26 @@ DIGESTS = {
         "0.9.4": "180ac377aeee56c9",
         "0.9.5": "530fbefc32ba646b",
     },
+    "llamafactory.train.sft.workflow:CustomSeq2SeqTrainer": {
+        "0.9.4": "9f626bbca7847783",
+        "0.9.5": "c667bdb2879dda38",
+    },
+    "llamafactory.api.app:create_app": {
+        "0.9.4": "0e7c6ff4114a355f",
+        "0.9.5": "0e7c6ff4114a355f",
+    },
+    "llamafactory.api.app:create_chat_completion_response": {
+        "0.9.4": "4a8fa96b49ac5250",
+        "0.9.5": "440b398912ddb91e",
+    },
+    "llamafactory.api.app:create_stream_chat_completion_response": {
+        "0.9.4": "fdc971635292f0a6",
+        "0.9.5": "fdc971635292f0a6",
+    },
+    "llamafactory.chat.chat_model:run_chat": {
+        "0.9.4": "a65ccf90f8a1db58",
+        "0.9.5": "2457bb14259d7254",
+    },
 }
 BY_TARGET = {seam.target: seam for seam in register.SEAMS}
 
@@ -97,6 +117,6 @@ def test_parameters_are_those_in_the_source(seam: register.Seam) -> None:
         if place.endswith(f":{name}") or f":{seam.attribute}".startswith(f"{place[place.index(':') :]}.")
     ]
     (function,) = ast.parse(textwrap.dedent(upstream.source_of(upstream.installed_root(), place))).body
-    assert isinstance(function, ast.FunctionDef)
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
     names = tuple(argument.arg for argument in function.args.posonlyargs + function.args.args)
     assert names[: len(seam.parameters)] == seam.parameters

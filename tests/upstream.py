@@ -68,6 +68,31 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "train/trainer_utils.py:create_custom_optimizer",
         "train/sft/trainer.py:CustomSeq2SeqTrainer.create_optimizer",
     ),
+    "llamafactory.train.sft.workflow:CustomSeq2SeqTrainer": (
+        "train/sft/workflow.py:run_sft",
+        "train/sft/trainer.py:CustomSeq2SeqTrainer",
+        "train/callbacks.py:LogCallback",
+        "extras/ploting.py:plot_loss",
+    ),
+    "llamafactory.api.app:create_app": (
+        "api/app.py:create_app",
+        "api/app.py:run_api",
+        "api/protocol.py:ChatCompletionRequest",
+    ),
+    "llamafactory.api.app:create_chat_completion_response": (
+        "api/chat.py:create_chat_completion_response",
+        "api/chat.py:_process_request",
+        "api/protocol.py:MultimodalInputItem",
+        "api/protocol.py:ChatMessage",
+        "api/common.py:SAFE_MEDIA_PATH",
+        "api/common.py:ALLOW_LOCAL_FILES",
+    ),
+    "llamafactory.api.app:create_stream_chat_completion_response": (
+        "api/chat.py:create_stream_chat_completion_response",
+        "chat/hf_engine.py:HuggingfaceEngine._stream_chat",
+        "chat/hf_engine.py:HuggingfaceEngine._process_args",
+    ),
+    "llamafactory.chat.chat_model:run_chat": ("chat/chat_model.py:run_chat", "chat/chat_model.py:ChatModel"),
 }
 
 

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 _REQUIRED = {"patch_size": 1, "embedding_dim": 1, "hidden_size": 1, "num_layers": 1, "max_sequence_length": 1}
 _LARGEST = {"patch_size": 4096, "embedding_dim": 4096, "hidden_size": 65536, "num_layers": 64}
 _LARGEST["max_sequence_length"] = 1 << 22
+_PUT_ASIDE = ("model_type", "auto_map")
 
 
 class ChatTSConfigMixin:
@@ -24,16 +25,19 @@ class ChatTSConfigMixin:
     ``ts``: the encoder's section; ``ts_token_start_index`` / ``ts_token_end_index``: ids of ``<ts>`` and ``<ts/>``.
     """
 
+    use_cache: bool
     ts = None
     ts_token_start_index = None
     ts_token_end_index = None
-    published = None
+    published: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds the config; ``model_type`` and ``auto_map`` are put aside in ``published``."""
         config_dict = dict(config_dict)
-        published = {key: config_dict.pop(key) for key in ("model_type", "auto_map") if key in config_dict}
+        published = {key: config_dict.pop(key) for key in _PUT_ASIDE if key in config_dict}
+        if "use_cache" in config_dict:
+            published["use_cache"] = config_dict["use_cache"]
         check_section(config_dict)
         loaded: Any = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -43,7 +47,8 @@ class ChatTSConfigMixin:
     def to_dict(self) -> dict[str, Any]:
         """Returns the published form: own ``model_type`` and ``auto_map``, and keys that older loaders read."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        output.update(output.pop("published", None) or {})
+        published = output.pop("published", None) or {}
+        output.update({key: published[key] for key in _PUT_ASIDE if key in published})
         # transformers 5 writes `rope_parameters` and `dtype` only; the published loaders read `rope_theta` (and take
         # 10000 where it is missing, which changes every position), `rope_scaling` and `torch_dtype`.
         rope = output.get("rope_parameters") or {}
@@ -54,6 +59,15 @@ class ChatTSConfigMixin:
         if output.get("dtype") is not None:
             output.setdefault("torch_dtype", output["dtype"])
         return output
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream's, with the published ``use_cache``: LLaMA-Factory sets its own, with which the published files
+        of ChatTS-14B fail (transformers 4.57.6)."""
+        used, self.use_cache = self.use_cache, (self.published or {}).get("use_cache", self.use_cache)
+        try:
+            super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.use_cache = used
 
 
 class Qwen2TSConfig(ChatTSConfigMixin, Qwen2Config):  # type: ignore[misc]

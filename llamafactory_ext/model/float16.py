@@ -34,6 +34,16 @@ def match_half_precision(model: nn.Module, compute_dtype: torch.dtype) -> int:
     return len(others)
 
 
+def upcast_norms(model: nn.Module) -> None:
+    """Casts the layer norms to float32: what they write is float32 then, and so are the hidden states between layers.
+
+    The cache of keys and values is float32 too, twice its size.
+    """
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 and "norm" in name:
+            weight.data = weight.data.float()
+
+
 def guard_last_projections(model: Any) -> int:
     """Lets each layer's ``down_proj`` compute on a smaller scale: its product fits float16 up to 4 million.
 

@@ -32,21 +32,21 @@ _IGNORED = -100
 _UNQUANTISED = ["ts_encoder", "lm_head"]
 
 
-def _describe(loss: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor) -> str:
-    """Returns what is known about a loss that is not finite, and what to change."""
+def _describe(what: str, hidden: torch.Tensor, weight: torch.Tensor, training: bool) -> str:
+    """Returns what is known about a result that is not finite, and what to change."""
     where = "the head" if bool(hidden.isfinite().all()) else "the decoder's layers"
     half = torch.is_autocast_enabled(hidden.device.type) or weight.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.get_autocast_dtype(hidden.device.type) if half and weight.dtype == torch.float32 else weight.dtype
     if dtype == torch.float16:
+        wider = "`bf16: true` instead of `fp16`" if training else "`infer_dtype: bfloat16`"
         advice = (
-            "float16 ends at 65504: set `bf16: true` instead of `fp16` (Ampere and later), or "
+            f"float16 ends at 65504: set {wider} (Ampere and later), or "
             "`upcast_layernorm: true` with `quantization_bit: 4` and `flash_attn: sdpa` (yaml/2080ti_qlora_safe.yaml)"
         )
     else:
-        advice = "lower `learning_rate`, and check that the checkpoint's weights are finite and the series' too"
-    return (
-        f"the loss is {float(loss.detach())}; what is not finite comes out of {where}, in {dtype}. Stopped: {advice}."
-    )
+        lower = "lower `learning_rate`, and " if training else ""
+        advice = f"{lower}check that the checkpoint's weights are finite and the series' too"
+    return f"{what}; what is not finite comes out of {where}, in {dtype}. Stopped: {advice}."
 
 
 class ChatTSMixin:
@@ -110,7 +110,7 @@ class ChatTSMixin:
 
         Raises:
             ValueError: ``<ts>`` tokens and patches differ in number.
-            FloatingPointError: the loss of a training step is not finite.
+            FloatingPointError: the loss of a training step is not finite, or logits that the next token is chosen by.
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, timeseries)
@@ -129,7 +129,9 @@ class ChatTSMixin:
         wanted = not self.training if self.returns_logits is None else self.returns_logits  # type: ignore[attr-defined]
         if labels is None or wanted:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, kept, :])
+            logits = self._logits(hidden[:, kept, :])
+            if labels is None and outputs.past_key_values is not None:
+                self._check_next_token(logits[:, -1], hidden[:, -1])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -196,8 +198,23 @@ class ChatTSMixin:
             piece_loss, hidden[:, :-1][kept], targets[kept], self.config.vocab_size, head_is_trained
         )
         if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
-            raise FloatingPointError(_describe(loss, hidden, self.lm_head.weight))
+            raise FloatingPointError(
+                _describe(f"the loss is {float(loss.detach())}", hidden, self.lm_head.weight, True)
+            )
         return loss
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits; hidden states that are float32 for their range's sake meet a head in half precision."""
+        fits = hidden.dtype == self.lm_head.weight.dtype or torch.is_autocast_enabled(hidden.device.type)
+        logits: torch.Tensor = self.lm_head(hidden if fits else hidden.to(self.lm_head.weight.dtype))
+        return logits
+
+    def _check_next_token(self, logits: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Raises where a token would be chosen among numbers that are none: answers would be noise, without a word."""
+        if not bool(logits.isfinite().all()):
+            raise FloatingPointError(
+                _describe("the next token's logits are not finite", hidden, self.lm_head.weight, False)
+            )
 
     def _checkpoints_on_cpu(self, device: torch.device) -> Any:
         """Returns the context in which layers leave their checkpoints in CPU memory, if they are to.

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BatchFeature
 from llamafactory_ext.series import MARKER, as_series, encode, expand
 
 from .config import read_config
+from .published import copy_published_tokenizer
 
 
 class ChatTSProcessor:
@@ -21,6 +22,7 @@ class ChatTSProcessor:
 
     def __init__(self, config: Any, tokenizer: Any = None) -> None:
         self.tokenizer = tokenizer
+        self.name_or_path: str = config.name_or_path
         self.patch_size: int = config.ts["patch_size"]
         self.max_series_length: int = config.ts["max_sequence_length"]
 
@@ -37,8 +39,9 @@ class ChatTSProcessor:
         return cls(config, AutoTokenizer.from_pretrained(path, **kwargs))
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Saves the tokenizer; the rest stands in the model's config."""
+        """Saves the tokenizer, as published where it has not changed; the rest stands in the model's config."""
         self.tokenizer.save_pretrained(folder, **kwargs)
+        copy_published_tokenizer(self.name_or_path, self.tokenizer, Path(folder))
 
     def __call__(
         self, text: str | Sequence[str], timeseries: Sequence[Any] = (), padding_side: str = "left", **kwargs: Any

@@ -1,16 +1,31 @@
-"""Copies the files that a published checkpoint's own loaders need into a saved checkpoint. Nothing is executed."""
+"""Copies what a published checkpoint's own loaders need into a saved checkpoint. Nothing is executed.
+
+That is its Python files, and its tokenizer's: transformers 5 writes those in a form that transformers 4, which the
+published loaders were made for, can't open (class ``TokenizersBackend``, ``extra_special_tokens`` as a list).
+"""
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 
 logger = logging.getLogger(__name__)
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def copy_published_files(config: Any, folder: Path) -> list[str]:
@@ -24,15 +39,36 @@ def copy_published_files(config: Any, folder: Path) -> list[str]:
         name for value in auto_map.values() for name in ([value] if isinstance(value, str) else value) if name
     ]
     modules = sorted({f"{name.split('--')[-1].split('.')[0]}.py" for name in references})
+    copied = _copy(config.name_or_path, modules + (list(_PROCESSOR_FILES) if modules else []), folder)
+    for name in modules:
+        if not (folder / name).is_file():
+            logger.warning("%s was not found beside %s and is not in %s.", name, config.name_or_path, folder)
+    return copied
+
+
+def copy_published_tokenizer(source: str, tokenizer: Any, folder: Path) -> list[str]:
+    """Copies the tokenizer's files of ``source`` into ``folder``, over those that were saved there.
+
+    Returns the names copied: none where ``tokenizer`` has other tokens by now, or ends answers with another one.
+    """
+    try:
+        original = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):  # it was loaded in a way of its own; what was saved has to do
+        return []
+    same = (
+        original.get_vocab() == tokenizer.get_vocab() and original.special_tokens_map == tokenizer.special_tokens_map
+    )
+    return _copy(source, _TOKENIZER_FILES, folder) if same else []
+
+
+def _copy(source: str, names: Iterable[str], folder: Path) -> list[str]:
     copied = []
-    for name in modules + (list(_PROCESSOR_FILES) if modules else []):
+    for name in names:
         try:
-            source = cached_file(config.name_or_path, name)
+            found = cached_file(source, name)
         except OSError:
-            if name in modules:
-                logger.warning("%s was not found beside %s and is not in %s.", name, config.name_or_path, folder)
             continue
-        if source is not None and Path(source).resolve() != (folder / name).resolve():
-            shutil.copyfile(source, folder / name)
+        if found is not None and Path(found).resolve() != (folder / name).resolve():
+            shutil.copyfile(found, folder / name)
             copied.append(name)
     return copied

@@ -1,0 +1,118 @@
+"""Event F1 while training: every N steps a few validation records are answered, and the answers scored.
+
+Greedy, in left-padded batches; read as the converter reads annotations, scored as the evaluation scores events. The
+run itself is as it would be without: weights, random numbers, train mode and padding side are put back.
+
+A callback that :mod:`llamafactory_ext.sft_trainer` adds, since it needs of the Trainer what callbacks are not given:
+validation data, collator and log.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from llamafactory.extras.constants import TRAINER_LOG
+from transformers import GenerationConfig, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+
+from llamafactory_ext.evaluate.events import agreement
+from llamafactory_ext.event_questions import Question, score, validation_questions
+
+
+_SETTINGS = ("max_new_tokens", "max_length", "repetition_penalty", "eos_token_id", "pad_token_id")
+
+
+class EventF1Callback(TrainerCallback):  # type: ignore[misc]
+    """Measures after every ``event_f1_steps``-th step and after the last one.
+
+    Raises:
+        ValueError: this run can't be measured; the message says what to change.
+    """
+
+    def __init__(self, trainer: Any, finetuning_args: Any, gen_kwargs: dict[str, Any]) -> None:
+        if is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+            raise ValueError(
+                "`event_f1_steps` does not go with ZeRO-3 or FSDP, which spread the weights over the processes; "
+                "remove it, and predict with the adapter when it is trained (yaml/predict.yaml)."
+            )
+        self.trainer, self.steps = trainer, finetuning_args.event_f1_steps
+        self.questions = validation_questions(trainer, finetuning_args.event_f1_records)
+        settings = {key: gen_kwargs[key] for key in _SETTINGS if key in gen_kwargs}
+        self.generation = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, **settings)
+        self.started = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.steps and state.global_step < state.max_steps:
+            return
+        scores = measure(self.trainer, self.questions, self.generation)
+        due = control.should_log  # logging takes it back, and the step's own loss would be left out
+        self.trainer.log(scores)
+        control.should_log = due
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Writes a line of upstream's own log file, whose writer knows a fixed list of keys."""
+        if not args.should_save or "event_f1" not in (logs or {}):
+            return
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(state.global_step, 1) * (state.max_steps - state.global_step)
+        line = {"current_steps": state.global_step, "total_steps": state.max_steps, **logs}
+        line["percentage"] = round(state.global_step / state.max_steps * 100, 2)
+        line["elapsed_time"], line["remaining_time"] = (str(timedelta(seconds=int(t))) for t in (elapsed, left))
+        with Path(args.output_dir, TRAINER_LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def measure(trainer: Any, questions: Sequence[Question], generation: Any) -> dict[str, float]:
+    """Returns event precision, recall and F1 over all questions, and how many answers could not be read.
+
+    Each process answers its share; what is summed is the same in all of them afterwards. An answer that can't be read
+    finds nothing.
+    """
+    counts = torch.zeros(4, dtype=torch.long, device=trainer.args.device)
+    own = questions[trainer.args.process_index :: trainer.args.world_size]
+    for question, text in zip(own, answers(trainer, own, generation), strict=True):
+        events, readable = score(question, text)
+        counts += counts.new_tensor([*events, not readable])
+    *events, unreadable = trainer.accelerator.reduce(counts, reduction="sum").tolist()
+    found = agreement(*events)
+    rounded = {f"event_{name}": round(value, 4) for name, value in found._asdict().items()}
+    return {"event_f1": rounded.pop("event_f1"), **rounded, "event_unreadable": unreadable}
+
+
+def answers(trainer: Any, questions: Sequence[Question], generation: Any) -> list[str]:
+    """Returns the greedy answer to each question, ``per_device_eval_batch_size`` of them at a time."""
+    model, tokenizer, size = trainer.model, trainer.processing_class, trainer.args.per_device_eval_batch_size
+    found: list[str] = []
+    with _as_for_generation(model, tokenizer), trainer.compute_loss_context_manager():
+        for start in range(0, len(questions), size):
+            batch = trainer.data_collator([dict(one.features) for one in questions[start : start + size]])
+            inputs = {key: value.to(trainer.args.device) for key, value in batch.items() if value is not None}
+            output = model.generate(**inputs, generation_config=generation)
+            new = output[:, inputs["input_ids"].shape[1] :]
+            found += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return found
+
+
+@contextmanager
+def _as_for_generation(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Evaluation, no gradients, padding on the left; afterwards everything is as it was, random numbers too."""
+    modes = [(module, module.training) for module in model.modules()]
+    side = tokenizer.padding_side
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        try:
+            model.eval()
+            tokenizer.padding_side = "left"
+            yield
+        finally:
+            tokenizer.padding_side = side
+            for module, training in modes:
+                module.training = training

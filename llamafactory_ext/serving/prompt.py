@@ -1,0 +1,191 @@
+"""A request's messages as text, and its series: all that can be wrong with them is found before an answer begins.
+
+Upstream's own reading of a request (``_process_request`` of ``llamafactory.api.chat``, 0.9.5) fetches addresses, opens
+what it takes for sound, and meets an item without its field, or a sampling setting that transformers refuses, with a
+500; in a stream only after its 200. What is handed on from here holds text alone.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamafactory.data import Role
+from llamafactory.extras import logging
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER
+
+from llamafactory_ext.series import MARKER, FloatArray
+from llamafactory_ext.serving.sources import SourceError, read_source
+
+
+MAX_SERIES = 64
+
+# What transformers can sample with. LLaMA-Factory takes `presence_penalty` for its `repetition_penalty`.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "n": (1, 128, "1 to 128 answers"),
+    "max_tokens": (1, 1 << 20, "at least 1"),
+    "top_p": (0, 1, "0 to 1"),
+    "presence_penalty": (0.01, 100, "0.01 to 100, where 1 is none: LLaMA-Factory takes it as repetition_penalty"),
+}
+_SHAPES = {
+    "text": '{"type": "text", "text": "…"}',
+    "audio_url": '{"type": "audio_url", "audio_url": {"url": "…"}}',
+}
+_ASKING, _ANSWERING = ("user", "tool"), ("assistant", "function")
+_ROLES = {
+    "user": Role.USER.value,
+    "tool": Role.OBSERVATION.value,
+    "assistant": Role.ASSISTANT.value,
+    "function": Role.FUNCTION.value,
+}
+
+logger = logging.get_logger("llamafactory.ext")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``request``: upstream's, its contents text with one ``<audio>`` for each of the ``series``."""
+
+    request: Any
+    series: list[FloatArray]
+
+
+def prepare(request: Any, engine: Any, folder: Path | None) -> Prompt:
+    """Reads the series out of a request and checks everything that the answer depends on.
+
+    Arguments:
+        request: upstream's ``ChatCompletionRequest``; left as it is.
+        engine: upstream's chat engine.
+        folder: the only one that paths are read under; None forbids them.
+
+    Raises:
+        SourceError: the reason, with the place in the request.
+    """
+    _check_roles([message.role.value for message in request.messages])
+    _check_settings(request)
+    series: list[FloatArray] = []
+    messages = [_as_text(message, place, series, folder) for place, message in enumerate(request.messages)]
+    prompt = Prompt(request.model_copy(update={"messages": messages}), series)
+    _check_prompt(prompt, engine)
+    return prompt
+
+
+def _check_roles(roles: Sequence[str]) -> None:
+    turns = roles[1:] if roles and roles[0] == "system" else roles
+    fits = [role in (_ANSWERING if place % 2 else _ASKING) for place, role in enumerate(turns)]
+    if len(turns) % 2 == 0 or not all(fits):
+        raise SourceError(
+            f"messages: found them by {', '.join(roles[:8]) or 'nobody'}; expected one by system if any, then user "
+            "and assistant in turns, the last by user"
+        )
+
+
+def _check_settings(request: Any) -> None:
+    try:
+        request.model_dump_json()
+    except ValueError as err:  # JSON can name one, and neither a tokenizer nor an answer can hold it
+        raise SourceError("found half of a surrogate pair (\\ud800 to \\udfff) in a text; expected Unicode") from err
+    for name, (low, high, expected) in _RANGES.items():
+        value = getattr(request, name)
+        if value is not None and not low <= value <= high:  # NaN is in no range
+            raise SourceError(f"{name}: found {value}; expected {expected}")
+    temperature = request.temperature
+    if temperature is not None and temperature != 0 and not 0.01 <= temperature <= 100:
+        raise SourceError(f"temperature: found {temperature}; expected 0, which takes the likeliest, or 0.01 to 100")
+    if any(tool.function is None for tool in request.tools or []):
+        raise SourceError("tools: found one without its function; expected a name, a description and parameters")
+    if request.stream and (request.n > 1 or request.tools):
+        raise SourceError("stream: found it with several answers (n) or with tools; leave it out, or leave those out")
+
+
+def _as_text(message: Any, place: int, series: list[FloatArray], folder: Path | None) -> Any:
+    """Returns the message with its items joined to one text; its series are added to ``series``."""
+    name = f"messages[{place}].content"
+    if message.content is None and not message.tool_calls:
+        raise SourceError(f"{name}: found none; expected a text or a list of items")
+    if not isinstance(message.content, list):
+        return message
+    parts = list(_parts(message, name, series, folder))
+    text = "".join(part for part in parts if part is not None).replace(MARKER, AUDIO_PLACEHOLDER)
+    own, marked = parts.count(None), text.count(AUDIO_PLACEHOLDER)
+    if own and marked not in (0, own):
+        raise SourceError(
+            f"{name}: found {marked} markers in its text and {own} series; expected a marker ({MARKER}) for each, or "
+            "none: a series then stands where its item stands"
+        )
+    if not marked:
+        text = "".join(AUDIO_PLACEHOLDER if part is None else part for part in parts)
+    return message.model_copy(update={"content": text})
+
+
+def _parts(message: Any, name: str, series: list[FloatArray], folder: Path | None) -> Iterator[str | None]:
+    """Yields the texts of a message in order, and None for a series."""
+    for place, item in enumerate(message.content):
+        where = f"{name}[{place}]"
+        if item.type not in _SHAPES:
+            raise SourceError(f"{where}: found {item.type}; expected text, or audio_url with a series")
+        value = item.text if item.type == "text" else item.audio_url and item.audio_url.url
+        if value is None:
+            raise SourceError(f"{where}: found {item.type} without its field; expected {_SHAPES[item.type]}")
+        if item.type == "text":
+            yield value
+            continue
+        if message.role.value not in _ASKING:
+            raise SourceError(f"{where}: found a series in a message by {message.role.value}; expected it by user")
+        if len(series) == MAX_SERIES:
+            raise SourceError(f"{where}: found more than {MAX_SERIES} series; ask about fewer at once")
+        try:
+            read = read_source(value, folder)
+        except SourceError as err:
+            raise SourceError(f"{where}: {err}", err.status) from err
+        if read.filled:
+            logger.info_rank0(f"{where}: {read.filled} cells that hold no number are interpolated.")
+        series.append(read.values)
+        yield None
+
+
+def _check_prompt(prompt: Prompt, engine: Any) -> None:
+    """Makes the prompt's tokens as the engine will, and counts them."""
+    request, messages = prompt.request, list(prompt.request.messages)
+    system = messages.pop(0).content if messages[0].role.value == "system" else None
+    tools = json.dumps([tool.function.model_dump() for tool in request.tools or []], ensure_ascii=False)
+    if "<ts>" in f"{system}{tools}" or "<ts/>" in f"{system}{tools}":
+        raise SourceError(
+            f"found <ts> in a message by system or in a tool; expected {MARKER} in messages by user only"
+        )
+    try:
+        turns = engine.template.mm_plugin.process_messages(
+            [_turn(message) for message in messages], [], [], prompt.series, engine.processor
+        )
+    except ValueError as err:
+        raise SourceError(str(err)) from err
+    try:
+        turns = [*turns, {"role": Role.ASSISTANT.value, "content": ""}]
+        tokens, _ = engine.template.encode_oneturn(engine.tokenizer, turns, system, tools if request.tools else None)
+    except (
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+    ) as err:  # calls of functions that are no JSON, or lack a name
+        raise SourceError(f"messages: the template can't write them ({type(err).__name__}: {err})") from err
+    wanted, placed = request.max_tokens or 1, _positions(engine)
+    if placed is not None and len(tokens) + wanted > placed:
+        raise SourceError(
+            f"found a prompt of {len(tokens):,} tokens, and room for {wanted:,} more asked for; the model places "
+            f"{placed:,} (max_position_embeddings): lower max_tokens, or send shorter or fewer series"
+        )
+
+
+def _turn(message: Any) -> dict[str, str]:
+    """Returns a message as upstream hands it to the engine."""
+    calls = [call.function.model_dump() for call in message.tool_calls or []]
+    if calls and message.role.value == "assistant":
+        return {"role": Role.FUNCTION.value, "content": json.dumps(calls, ensure_ascii=False)}
+    return {"role": _ROLES[message.role.value], "content": message.content or ""}
+
+
+def _positions(engine: Any) -> int | None:
+    """Returns how many tokens the model places; None where another engine does not say."""
+    return getattr(getattr(engine.model, "config", None), "max_position_embeddings", None)
