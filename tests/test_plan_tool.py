@@ -111,6 +111,7 @@ def test_in_a_process_of_its_own(demo: Path) -> None:
     ("arguments", "said"),
     [
         (["yaml/none.yaml"], "yaml/none.yaml: no such recipe"),
+        (["yaml/predict.yaml"], "yaml/predict.yaml trains nothing"),
         (["yaml/2080ti_qlora.yaml", "learning=1"], "unknown key learning in"),
         (["yaml/2080ti_qlora.yaml", "dataset=none"], "no data set none in dataset_info/dataset_info.json"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "--gpu", "titan"], "no card 'titan'; known are 2080ti,"),

@@ -65,6 +65,8 @@ def make_plan(
     """
     values = read_recipe(path, overrides)
     recipe = Recipe(path, values)
+    if not values.get("do_train"):
+        raise UsageError(f"{path} trains nothing (`do_train: true` is not set); plans are made of training runs")
     names = values.get("dataset")
     if not names:
         raise UsageError(f"{path} names no dataset; add dataset=… with a name of dataset_info.json")
