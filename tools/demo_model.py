@@ -7,6 +7,7 @@ What it writes:
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 Family = Literal["qwen2", "qwen3"]
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<ts>", "<ts/>")
-HIDDEN_SIZE = 64  # bitsandbytes quantises in blocks of 64 weights
 VOCABULARY = 1024
-MAX_LENGTH = 8192
 
 # Qwen2's own split: a digit is a token, whatever number it is part of.
 QWEN2_SPLIT = (
@@ -34,6 +33,21 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Size:
+    """The model's dimensions, and what its weights are drawn with."""
+
+    width: int = 64  # bitsandbytes quantises in blocks of 64 weights
+    layers: int = 2
+    heads: int = 4
+    key_value_heads: int = 2
+    max_length: int = 8192  # tokens of a record, and points of a series
+    deviation: float = 0.02  # standard deviation of the random weights
+
+
+TINY = Size()
 
 
 def make_corpus(seed: int) -> list[str]:
@@ -72,7 +86,7 @@ def train_tokenizer(corpus: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int = TINY.max_length) -> None:
     """Save the tokenizer with the settings that a published checkpoint states, for AutoTokenizer."""
     tokenizer.save(str(folder / "tokenizer.json"))
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -87,7 +101,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
-        "model_max_length": MAX_LENGTH,
+        "model_max_length": max_length,
         "padding_side": "right",
         "split_special_tokens": False,
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -98,23 +112,23 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def make_config(tokenizer: Tokenizer, family: Family) -> dict[str, Any]:
-    """State a tiny model of the family with the keys of the published config.json."""
+def make_config(tokenizer: Tokenizer, family: Family, size: Size = TINY) -> dict[str, Any]:
+    """State a model of this size of the family with the keys of the published config.json."""
     config = {
         "architectures": ["Qwen2TSForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "hidden_act": "silu",
-        "hidden_size": HIDDEN_SIZE,
+        "hidden_size": size.width,
         "ignore_index": -100,
-        "initializer_range": 0.02,
-        "intermediate_size": 2 * HIDDEN_SIZE,
-        "max_position_embeddings": MAX_LENGTH,
+        "initializer_range": size.deviation,
+        "intermediate_size": 2 * size.width,
+        "max_position_embeddings": size.max_length,
         "model_type": "chatts",
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
+        "num_attention_heads": size.heads,
+        "num_hidden_layers": size.layers,
+        "num_key_value_heads": size.key_value_heads,
         "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
@@ -122,9 +136,9 @@ def make_config(tokenizer: Tokenizer, family: Family) -> dict[str, Any]:
         "torch_dtype": "float32",
         "ts": {
             "embedding_dim": 16,
-            "hidden_size": HIDDEN_SIZE,
-            "max_length": MAX_LENGTH,
-            "max_sequence_length": MAX_LENGTH,
+            "hidden_size": size.width,
+            "max_length": size.max_length,
+            "max_sequence_length": size.max_length,
             "num_features": 2,
             "num_layers": 5,
             "patch_size": 8,
@@ -139,13 +153,17 @@ def make_config(tokenizer: Tokenizer, family: Family) -> dict[str, Any]:
     }
     if family == "qwen3":
         config |= {"architectures": ["Qwen3TSForCausalLM"], "model_type": "qwen3ts"}
-        config |= {"attention_bias": False, "head_dim": HIDDEN_SIZE // 4}
+        config |= {"attention_bias": False, "head_dim": size.width // size.heads}
         config["ts"] |= {"use_layer_norm": False}
     return config
 
 
-def write_model(path: Path, seed: int = 0, family: Family = "qwen2") -> None:
+def write_model(
+    path: Path, seed: int = 0, family: Family = "qwen2", size: Size = TINY, corpus: list[str] | None = None
+) -> None:
     """Write the checkpoint to the folder `path`; the same seed gives the same weights.
+
+    Its tokenizer is trained on `corpus`, the demo's own where none is given.
 
     Raises ForeignFolderError if `path` exists and was not made by the demo.
     """
@@ -154,9 +172,9 @@ def write_model(path: Path, seed: int = 0, family: Family = "qwen2") -> None:
     from llamafactory_ext import model as chatts
 
     with fresh_folder(path) as folder:
-        tokenizer = train_tokenizer(make_corpus(seed))
-        write_tokenizer(folder, tokenizer)
-        stated = make_config(tokenizer, family)
+        tokenizer = train_tokenizer(make_corpus(seed) if corpus is None else corpus)
+        write_tokenizer(folder, tokenizer, size.max_length)
+        stated = make_config(tokenizer, family, size)
         if family == "qwen2":
             config_class, model_class = chatts.Qwen2TSConfig, chatts.Qwen2TSForCausalLM
         else:

@@ -54,12 +54,17 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def draw_intervals(kinds: tuple[str, ...], length: int, rng: np.random.Generator) -> list[Interval]:
-    """Give each anomaly of `kinds` an interval in its own part of a series of `length` points."""
+def draw_intervals(
+    kinds: tuple[str, ...], length: int, rng: np.random.Generator, shrink: float = 1.0
+) -> list[Interval]:
+    """Give each anomaly of `kinds` an interval in its own part of a series of `length` points.
+
+    Intervals are `shrink` times as long as `SHAPES` says, for series shorter than GDSH's.
+    """
     part = length // len(kinds)
     intervals = []
     for place, kind in enumerate(kinds):
-        shortest, longest = SHAPES[kind].length
+        shortest, longest = (max(1, round(points * shrink)) for points in SHAPES[kind].length)
         count = int(rng.integers(shortest, longest + 1))
         start = place * part + int(rng.integers(2, part - count - 2))
         intervals.append((start, start + count - 1))
@@ -67,12 +72,16 @@ def draw_intervals(kinds: tuple[str, ...], length: int, rng: np.random.Generator
 
 
 def draw_series(
-    kinds: tuple[str, ...], intervals: list[Interval], length: int, rng: np.random.Generator
+    kinds: tuple[str, ...], intervals: list[Interval], length: int, rng: np.random.Generator, shrink: float = 1.0
 ) -> tuple[Values, Values]:
-    """Draw a daily rhythm with noise; return it without and with the anomalies, `[length]` each."""
+    """Draw a daily rhythm with noise; return it without and with the anomalies, `[length]` each.
+
+    A day is `shrink` times as long as in a series of GDSH's length.
+    """
     level = float(np.round(rng.uniform(20, 400), 1))
     noise = level * 0.004
-    rhythm = 4 * noise * np.sin(2 * np.pi * np.arange(length) / rng.uniform(180, 320) + rng.uniform(0, 6))
+    day = shrink * rng.uniform(180, 320)
+    rhythm = 4 * noise * np.sin(2 * np.pi * np.arange(length) / day + rng.uniform(0, 6))
     normal: Values = level + rhythm + noise * rng.standard_normal(length)
     values = normal.copy()
     for kind, (start, end) in zip(kinds, intervals, strict=True):
