@@ -89,6 +89,19 @@ def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "training_loss.png").stat().st_size > 0
 
 
+def test_full_demo_recipe(tmp_path: Path) -> None:
+    """Two steps of it; that a model learns is what `make demo-full` shows."""
+    from demo_full import write_demo
+
+    write_demo(tmp_path / "full", training=64, validation=8)
+    keys = [f"model_name_or_path={tmp_path / 'full' / 'model'}", f"dataset_dir={tmp_path / 'full' / 'data'}"]
+    keys += ["max_steps=2", "logging_steps=1", "preprocessing_num_workers=null", "output_dir=out"]
+    run = run_cli("train", str(ROOT / "yaml" / "cpu_demo_full.yaml"), *keys, cwd=tmp_path)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
+    assert len([entry for entry in log_history(tmp_path / "out") if "loss" in entry]) == 2
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_every_recipe_is_run() -> None:
     trained = {path.stem for path in (ROOT / "yaml").glob("*.yaml") if "\ndo_train: true" in path.read_text("utf-8")}
-    assert trained == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo"}
+    assert trained == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo", "cpu_demo_full"}
