@@ -84,6 +84,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     import evaluate
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "hush", lambda: None)  # its variables would silence the processes of later tests
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])

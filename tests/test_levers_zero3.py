@@ -46,6 +46,10 @@ else:
     found.backward()
     gradient = weight.grad
 print(json.dumps({"rank": rank, "loss": float(found.detach()), "gradient": float(gradient.double().pow(2).sum())}))
+if zero3:  # a process that leaves while the other one still listens to it can abort that one
+    sys.stdout.flush()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -53,9 +57,13 @@ def run(command: list[str], folder: Path) -> list[dict[str, float]]:
     paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": paths, "PATH": path_of_environment(), "OMP_NUM_THREADS": "1"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "MASTER_PORT": "29641"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    for _ in range(2):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        # As `conftest.run_cli`: gloo may abort a process that has told its result and is leaving. That alone, once.
+        if "exitcode  : -6" not in done.stderr or len(re.findall(r"\{[^{}]*\}", done.stdout)) < 2:
+            break
     assert done.returncode == 0, done.stderr[-6000:]
     printed = re.findall(r"\{[^{}]*\}", done.stdout)  # both processes may print onto one line
     return sorted(map(json.loads, printed), key=lambda row: row["rank"])
