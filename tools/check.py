@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from terminal import DONE, FAULTS, USAGE, complain, progress, run, say
+from terminal import DONE, FAULTS, USAGE, complain, progress, refuse_other_words, run, say
 
 from llamafactory_ext.check.quiet import hush
 
@@ -50,9 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot-records", type=_positive, default=500, metavar="N", help="at most; default: 500")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything that was found")
     found = parser.parse_intermixed_args(arguments)
-    for override in found.overrides:
-        if "=" not in override or override.startswith("="):
-            parser.error(f"{override}: expected key=value; several data sets are given as one word: a,b")
+    refuse_other_words(parser, found.overrides, "; several data sets are given as one word: a,b")
     return found
 
 

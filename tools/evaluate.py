@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from terminal import DONE, FAULTS, USAGE, complain, progress, run, say
+from terminal import DONE, FAULTS, USAGE, complain, progress, refuse_other_words, run, say
 
 from llamafactory_ext.check.quiet import hush
 from llamafactory_ext.check.recipe import UsageError, read_recipe
@@ -57,9 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--salvage", action="store_true", help="take the whole entries of answers that break off (max_new_tokens)"
     )
     found = parser.parse_intermixed_args(arguments)
-    for override in found.overrides:
-        if "=" not in override or override.startswith("="):
-            parser.error(f"{override}: expected key=value")
+    refuse_other_words(parser, found.overrides)
     return found
 
 

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from terminal import DONE, FAULTS, USAGE, complain, run
+from terminal import DONE, FAULTS, USAGE, complain, refuse_other_words, run
 
 from llamafactory_ext.check.quiet import hush
 
@@ -36,9 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=_positive, metavar="N", help="that train together; default: one a card")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, and nothing else")
     found = parser.parse_intermixed_args(arguments)
-    for override in found.overrides:
-        if "=" not in override or override.startswith("="):
-            parser.error(f"{override}: expected key=value")
+    refuse_other_words(parser, found.overrides)
     return found
 
 

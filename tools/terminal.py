@@ -1,5 +1,6 @@
 """What the command line tools share: exit statuses, tables, progress bars, and a way to stop with one clear line."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_row(*map(str, row))
     _console.print(table)
     _console.print()
+
+
+def refuse_other_words(parser: argparse.ArgumentParser, overrides: Iterable[str], hint: str = "") -> None:
+    """Stop with the parser's usage where an override of a recipe is not `key=value`."""
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            parser.error(f"{override}: expected key=value{hint}")
 
 
 def progress() -> Progress:
