@@ -57,7 +57,7 @@ def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch)
     model.lm_head.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     monkeypatch.setattr(loss, "labels_at_once", lambda vocab_size: size)
     (found, ours) = step(model, batch())
-    kept = int((batch()["labels"][:, 1:] != -100).sum())
+    kept = int(count_kept(batch()))
     forward = rows[: -(-kept // size)]
     assert sum(forward) == kept and max(rows) <= size  # never more logits at once
     assert len(rows) == 2 * len(forward) - 1  # each piece a second time for its gradient, but for the last one,
@@ -107,7 +107,7 @@ def test_piece_fits_128_mib_unless_it_is_the_smallest(vocab: int) -> None:
 def test_accumulated_batches_share_a_divisor(family: str) -> None:
     """`num_items_in_batch`, which transformers passes where it accumulates, is the divisor of every piece."""
     model = trained(family)
-    kept = int((batch()["labels"][:, 1:] != -100).sum())
+    kept = int(count_kept(batch()))
     mean, shared = (float(model(**batch(), **more).loss.detach()) for more in ({}, {"num_items_in_batch": 2 * kept}))
     assert shared == pytest.approx(mean / 2, rel=1e-6)
 
@@ -119,6 +119,43 @@ def test_batch_without_labels_gives_zero_gradients(family: str) -> None:
     assert found == 0.0
     assert all(bool((gradient == 0).all()) for gradient in ours.values())
     assert {"lm_head.weight", "model.layers.0.self_attn.q_proj.weight"} <= ours.keys()
+
+
+# The last layer where it is read
+
+
+def test_last_layer_where_it_is_read(family: str) -> None:
+    """Against the whole layer, with two batches under way: each is run a second time with its own rows."""
+    other = inputs(record(4, 12), record(5, 30), side="right")
+    other |= {"labels": labels_for(other)}
+    results, rows = [], []
+    for whole in (False, True):
+        model = trained(family)
+        model.returns_logits = whole
+        hook = model.model.layers[-1].mlp.gate_proj.register_forward_hook(
+            lambda module, args, output: rows.append(output.shape[:-1].numel())
+        )
+        sum(model(**each).loss for each in (batch(), other)).backward()
+        hook.remove()
+        results.append(gradients(model))
+    kept, every = ([int(count(b)) for b in (batch(), other)] for count in (count_kept, lambda b: b["labels"].numel()))
+    assert rows == [*kept, *reversed(kept), *every, *reversed(every)]
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=1e-4, atol=1e-6)
+
+
+def count_kept(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return (batch["labels"][:, 1:] != -100).sum()
+
+
+@pytest.mark.parametrize("wanted", ["call", "config"])
+def test_hidden_states_come_whole(family: str, wanted: str) -> None:
+    model, plain = build(family).train(), build(family).eval()
+    model.config.output_hidden_states = wanted == "config"
+    found = model(**batch(), **({"output_hidden_states": True} if wanted == "call" else {})).hidden_states
+    expected = plain(**batch(), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(found[-1], expected[-1])
 
 
 # Logits beside the loss

@@ -3,7 +3,7 @@
 The text stage has written one ``<ts>`` a patch, so sequence length, positions, padding, packing and generation are the
 language model's ordinary business. What is added: the encoder's output overwrites the embeddings at ``<ts>``; no loss
 is taken there; and in training the head runs only where a label is kept, which over a vocabulary of 150,000 saves more
-memory than anything else in a step.
+memory than anything else in a step. So does the last layer's feed-forward part.
 
 The class names are the published ones, so that a saved checkpoint names the same ``architectures``.
 Checked with transformers 4.57.6 and 5.6.0.
@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 
 from .config import Qwen2TSConfig, Qwen3TSConfig
 from .encoder import TimeSeriesEncoder
+from .last_layer import read_rows_only
 from .loss import summed_in_pieces
 from .published import copy_published_files
 
@@ -63,6 +64,7 @@ class ChatTSMixin:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.ts_encoder = TimeSeriesEncoder(config.ts)
+        read_rows_only(self.model.layers[-1])
         self.post_init()  # type: ignore[attr-defined]
 
     @classmethod
@@ -114,6 +116,11 @@ class ChatTSMixin:
         """
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, timeseries)
+        wanted = not self.training if self.returns_logits is None else self.returns_logits  # type: ignore[attr-defined]
+        kept = None if labels is None else self._kept(labels, input_ids)
+        if kept is not None and not (wanted or kwargs.get("output_hidden_states", self.config.output_hidden_states)):
+            rows, _ = kept
+            kwargs["read_rows"] = rows if len(rows) else rows.new_zeros(1)
         with self._checkpoints_on_cpu(inputs_embeds.device):
             outputs = self.model(
                 attention_mask=attention_mask,
@@ -123,13 +130,13 @@ class ChatTSMixin:
                 use_cache=use_cache,
                 **kwargs,
             )
+        kwargs.pop("read_rows", None)
         hidden = outputs.last_hidden_state
-        loss = None if labels is None else self._loss(hidden, labels, input_ids, **kwargs)
+        loss = None if kept is None else self._loss(hidden, *kept, **kwargs)
         logits = None
-        wanted = not self.training if self.returns_logits is None else self.returns_logits  # type: ignore[attr-defined]
         if labels is None or wanted:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self._logits(hidden[:, kept, :])
+            places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._logits(hidden[:, places, :])
             if labels is None and outputs.past_key_values is not None:
                 self._check_next_token(logits[:, -1], hidden[:, -1])
         return CausalLMOutputWithPast(
@@ -170,17 +177,19 @@ class ChatTSMixin:
         patches, _ = self.ts_encoder(torch.tensor([[[0.0], [1.0]]], device=embeds.device))
         return embeds + (patches * 0.0).sum().to(embeds.dtype)
 
-    def _loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
-        """Returns the next-token loss; the head runs only for positions whose label is kept."""
+    def _kept(self, labels: torch.Tensor, input_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the indices into ``[batch * length]`` of tokens that have something to predict, and what that is."""
         if input_ids is not None:  # as published: a series' place is never something to predict
             labels = labels.masked_fill(input_ids == self.config.ts_token_start_index, _IGNORED)
-        targets = labels[:, 1:]
-        kept = targets != _IGNORED
+        following = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED).flatten()
+        rows = (following != _IGNORED).nonzero().squeeze(1)
+        return rows, following.index_select(0, rows)
+
+    def _loss(self, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Returns the next-token loss; the head runs only for the ``rows`` that have one of the ``targets``."""
         # One divisor for all pieces. Where no label is kept, the mean over nothing would be NaN and stop the run.
         count = kwargs.pop("num_items_in_batch", None)
-        count = kept.sum().clamp(min=1) if count is None else count
+        count = max(1, len(rows)) if count is None else count
 
         def piece_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
@@ -195,7 +204,11 @@ class ChatTSMixin:
 
         head_is_trained = any(weight.requires_grad for weight in self.lm_head.parameters())
         loss = summed_in_pieces(
-            piece_loss, hidden[:, :-1][kept], targets[kept], self.config.vocab_size, head_is_trained
+            piece_loss,
+            hidden.flatten(0, 1).index_select(0, rows),
+            targets,
+            self.config.vocab_size,
+            head_is_trained,
         )
         if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
             raise FloatingPointError(
