@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.plan.memory import Load, Settings, at_worst, on_device, on_host
-from llamafactory_ext.plan.memory_step import labels_at_once, saved_bytes
+from llamafactory_ext.plan.memory_step import checkpoint_bytes, labels_at_once, saved_bytes
 from llamafactory_ext.plan.memory_weights import pinned
 from llamafactory_ext.plan.shape import KNOWN, Shape
 
@@ -95,8 +95,12 @@ ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("gate_proj", "o_proj"), ALL_TARGETS])
-def test_what_a_layer_saves_is_what_autograd_saves(family, targets):
-    """Frozen layers, norms, rotary positions, SDPA, LoRA and MLP, in float32 on a CPU: to one per cent."""
+@pytest.mark.parametrize("labels", [None, 60])
+def test_what_a_layer_saves_is_what_autograd_saves(family, targets, labels):
+    """Frozen layers, norms, rotary positions, SDPA, LoRA and MLP, in float32 on a CPU: to one per cent.
+
+    The last layer, too, where its MLP runs for some tokens only.
+    """
     from peft import LoraConfig, get_peft_model
 
     model = build(family, attention="sdpa", intermediate_size=224, num_attention_heads=8, head_dim=8)
@@ -111,13 +115,18 @@ def test_what_a_layer_saves_is_what_autograd_saves(family, targets):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.model.layers[0](hidden, attention_mask=None, position_embeddings=positions)
+        layer, rows = (model.model.layers[-1], torch.arange(labels)) if labels else (model.model.layers[0], None)
+        layer(hidden, attention_mask=None, position_embeddings=positions, read_rows=rows)
     for elsewhere in (hidden, *positions, *wrapped.parameters()):
         saved.pop(elsewhere.untyped_storage().data_ptr(), None)
     found = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
-    chosen = replace(ON_CPU, lora_rank=4, lora_target=targets)
-    assert saved_bytes(Shape.from_config(model.config), chosen, Load(tokens, 1, 1)) == pytest.approx(found, rel=0.01)
+    chosen, shape = replace(ON_CPU, lora_rank=4, lora_target=targets), Shape.from_config(model.config)
+    load = Load(tokens, labels or tokens, 1)
+    others = (shape.layers - 1) * saved_bytes(shape, chosen, load)
+    every = checkpoint_bytes(shape, replace(chosen, checkpointing=False), load)
+    every -= checkpoint_bytes(shape, replace(chosen, checkpointing=True), load)
+    assert every - others == pytest.approx(found, rel=0.01)
 
 
 # By hand
@@ -259,11 +268,12 @@ def test_more_to_compute_never_takes_less(shape, chosen, load, more, what):
 @settings(max_examples=300, deadline=None)
 @given(SHAPES, ALL_SETTINGS, LOADS, st.integers(0, 2000))
 def test_the_worst_batch_takes_as_much_as_any_with_no_more_labels(shape, chosen, load, labels):
-    """Up to what a piece of labels holds beside its logits."""
-    load = replace(load, labels=labels)
+    """Up to what a piece of labels holds beside its logits, in the last layer as well."""
+    load, most = replace(load, labels=labels), labels_at_once(shape.vocab_size)
     bound = total(on_device, shape, chosen, at_worst(shape, load))
-    spare = 2 * labels_at_once(shape.vocab_size) * shape.hidden_size * 4
-    for fewer in {*range(max(0, labels - 40), labels + 1), labels_at_once(shape.vocab_size)}:
+    few, many = (checkpoint_bytes(shape, chosen, replace(load, labels=count)) for count in (0, most))
+    spare = 2 * most * shape.hidden_size * 4 + many - few
+    for fewer in {*range(max(0, labels - 40), labels + 1), most}:
         if fewer <= labels:
             assert total(on_device, shape, chosen, replace(load, labels=fewer)) <= bound + spare
 

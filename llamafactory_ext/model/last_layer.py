@@ -42,4 +42,4 @@ def _put_back(mlp: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> to
         return None
     rows, mlp.read_rows = mlp.read_rows.to(output.device), None
     whole = output.new_zeros(mlp.whole_shape.numel() // output.shape[-1], output.shape[-1])
-    return whole.index_copy(0, rows, output).view(mlp.whole_shape)
+    return whole.index_put((rows,), output).view(mlp.whole_shape)

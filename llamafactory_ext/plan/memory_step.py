@@ -9,6 +9,12 @@ from .memory_parts import Load, Settings
 from .shape import Shape
 
 
+_PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)  # by their input
 _LOGITS_AT_ONCE, _FEWEST_LABELS = 2**25, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
 
 
@@ -29,14 +35,22 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 
 def checkpoint_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What all layers keep from the forward to the backward pass, wherever it lies."""
-    kept = 0 if settings.checkpointing else saved_bytes(shape, settings, load)
-    return shape.layers * (residual_bytes(shape, settings, load) + kept)
+    residuals = shape.layers * residual_bytes(shape, settings, load)
+    if settings.checkpointing:
+        return residuals
+    return residuals + shape.layers * saved_bytes(shape, settings, load) - _unread_bytes(shape, settings, load)
+
+
+def _unread_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """What the last layer's MLP does not keep: it runs for tokens only that a label follows."""
+    inputs = _inputs_of_trained(shape, settings, _PROJECTIONS[2:])
+    each = 3 * _inner_bytes(settings) * shape.intermediate_size + inputs
+    return max(0, load.tokens - load.labels) * each
 
 
 def saved_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What autograd saves of one decoder layer beside its input."""
-    compute, hidden = settings.compute_bytes, hidden_bytes(settings)
-    inner = 4 if settings.float32_between_layers else compute
+    hidden, inner = hidden_bytes(settings), _inner_bytes(settings)
     width, mlp = shape.hidden_size, shape.intermediate_size
     norms = 4 * width * (2 if hidden == 2 else 1) + 8  # float32 already: the first one's is the checkpoint itself
     each = norms + _inputs_of_trained(shape, settings) + 3 * inner * mlp
@@ -46,15 +60,21 @@ def saved_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     return load.tokens * each + _scores(shape, settings, load)
 
 
-def _inputs_of_trained(shape: Shape, settings: Settings) -> int:
+def _inner_bytes(settings: Settings) -> int:
+    """Bytes of a number inside the MLP."""
+    return 4 if settings.float32_between_layers else settings.compute_bytes
+
+
+def _inputs_of_trained(
+    shape: Shape, settings: Settings, projections: tuple[tuple[str, ...], ...] = _PROJECTIONS
+) -> int:
     """Bytes a token: inputs that trained layers keep, and LoRA's inner results.
 
     The input of ``o_proj`` is the attention's output, which is kept anyway.
     """
     compute, hidden = settings.compute_bytes, hidden_bytes(settings)
-    together = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
     total = 0
-    for names in together:  # these share an input, but autocast casts it for each
+    for names in projections:  # these share an input, but autocast casts it for each
         trained = sum(settings.trains(name) for name in names)
         width = 0 if names == ("o_proj",) else shape.linears[names[0]][0]
         total += width * compute * (trained if hidden > compute else min(trained, 1))
@@ -80,8 +100,7 @@ def _scores(shape: Shape, settings: Settings, load: Load) -> int:
 
 def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of one layer's backward pass, without its checkpoint."""
-    inner = 4 if settings.float32_between_layers else settings.compute_bytes
-    mlp = load.tokens * shape.intermediate_size * inner
+    mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
     residual = residual_bytes(shape, settings, load)
     saved = saved_bytes(shape, settings, load) if settings.checkpointing else 0
     # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
