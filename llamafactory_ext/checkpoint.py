@@ -1,14 +1,38 @@
-"""Opens ChatTS checkpoints natively: config and processor. ``trust_remote_code`` stays false.
+"""Opens ChatTS checkpoints natively: config and processor. ``trust_remote_code`` is false for them, whatever is asked.
 
-Wraps ``load_config`` and ``AutoProcessor`` of ``llamafactory.model.loader``; from the config on, transformers' own
-``AutoModelForCausalLM`` finds the model by its registered class.
+Wraps ``_get_init_kwargs``, ``load_config`` and ``AutoProcessor`` of ``llamafactory.model.loader``; from the config on,
+transformers' own ``AutoModelForCausalLM`` finds the model by its registered class.
 """
 
 import functools
 from typing import Any
 
+from llamafactory.extras import logging
+
 from llamafactory_ext.model import ChatTSProcessor, read_config
 from llamafactory_ext.register import require
+
+
+logger = logging.get_logger("llamafactory.ext")
+
+
+def install_trust(upstream: Any) -> str | None:
+    """Wraps ``_get_init_kwargs``, with which tokenizer, processor, config and model are loaded."""
+    get_init_kwargs = upstream._get_init_kwargs
+
+    @functools.wraps(get_init_kwargs)
+    def get_native_kwargs(model_args: Any) -> dict[str, Any]:
+        kwargs: dict[str, Any] = get_init_kwargs(model_args)
+        # The path is read now: upstream may just have replaced it by that of a download.
+        if kwargs["trust_remote_code"] and read_config(model_args.model_name_or_path, **kwargs) is not None:
+            logger.warning_rank0_once(
+                "trust_remote_code is left aside: this checkpoint is opened without the code that came with it."
+            )
+            kwargs["trust_remote_code"] = False
+        return kwargs
+
+    upstream._get_init_kwargs = get_native_kwargs
+    return "wrapped"
 
 
 def install_config(upstream: Any) -> str | None:

@@ -104,6 +104,12 @@ SEAMS: tuple[Seam, ...] = (
         "the argument classes are a fixed list; unknown YAML keys are refused",
     ),
     Seam(
+        "llamafactory.model.loader:_get_init_kwargs",
+        "llamafactory_ext.checkpoint:install_trust",
+        "the web UI always asks for `trust_remote_code`; the code of a ChatTS checkpoint would run with its tokenizer",
+        ("model_args",),
+    ),
+    Seam(
         "llamafactory.model.loader:load_config",
         "llamafactory_ext.checkpoint:install_config",
         "a ChatTS checkpoint may call itself `qwen2`; transformers would then drop its encoder with a warning only",

@@ -192,6 +192,22 @@ def test_own_model_types_load_without_more_ado(tmp_path, family, spelling):
     assert not (tmp_path / "was_executed").exists()
 
 
+@pytest.mark.parametrize(("family", "spelling"), SPELLINGS)
+def test_llamafactory_runs_no_code_of_a_checkpoint_whatever_it_is_asked(tmp_path, family, spelling):
+    """LLaMA-Factory's web UI sets `trust_remote_code` for every run."""
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_model, load_tokenizer
+
+    path = write_checkpoint(tmp_path / "published", family, model_type=spelling)
+    asked = {"model_name_or_path": path, "template": "chatts", "trust_remote_code": True}
+    arguments, _, finetuning_arguments, _ = get_infer_args(asked)
+    module = load_tokenizer(arguments)
+    model = load_model(module["tokenizer"], arguments, finetuning_arguments)
+    assert not (tmp_path / "published" / "was_executed").exists()
+    assert isinstance(module["processor"], ChatTSProcessor)
+    assert type(model) is NATIVE[family][1]
+
+
 def test_long_rope_survives(tmp_path):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
     config = read_config(write_config(tmp_path / "a", config_dict("qwen3", rope_scaling=scaling)))

@@ -43,6 +43,11 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "hparams/parser.py:_EVAL_ARGS",
         "hparams/parser.py:_parse_train_args",
     ),
+    "llamafactory.model.loader:_get_init_kwargs": (
+        "model/loader.py:_get_init_kwargs",
+        "model/loader.py:load_tokenizer",
+        "model/loader.py:load_model",
+    ),
     "llamafactory.model.loader:load_config": (
         "model/loader.py:load_config",
         "model/loader.py:_get_init_kwargs",
