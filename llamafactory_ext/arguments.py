@@ -26,6 +26,29 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
         super().__post_init__()
         if self.overlong_records not in ("error", "drop"):  # a recipe's values are not checked against the annotation
             raise ValueError(f"`overlong_records` is {self.overlong_records!r}; expected `error` or `drop`.")
+        if self.template == "chatts":
+            self._check_streaming()
+            self._check_packing()
+
+    def _check_streaming(self) -> None:
+        if self.streaming and self.val_size:  # upstream draws the split anew for each pass over the stream
+            raise ValueError(
+                "`val_size` does not go with `streaming`: from the second epoch on, training would see validation "
+                "records; split them off as a data set of their own and name it as `eval_dataset`."
+            )
+
+    def _check_packing(self) -> None:
+        if not self.packing:
+            return
+        if self.streaming:
+            raise ValueError(
+                "`packing` does not go with `streaming`: whether records fit must be known before; remove one of them."
+            )
+        length = self.cutoff_len + 1  # upstream has lowered it
+        if length % 8:  # upstream fills batches up to that, but for the positions that it wrote for packed records
+            raise ValueError(
+                f"`packing` needs a `cutoff_len` that is a multiple of 8, found {length}; set {-(-length // 8) * 8}."
+            )
 
 
 def _is_count(value: object) -> bool:
@@ -40,7 +63,7 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
     train_timeseries_modules: bool = field(
         default=True,
         metadata={
-            "help": "Train the time-series encoder too: LoRA on its linear layers, or all of it in full tuning."
+            "help": "Train the time-series encoder too: LoRA on its linear layers, or all in full and freeze tuning."
         },
     )
     embedding_on_cpu: bool = field(

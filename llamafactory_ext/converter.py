@@ -166,14 +166,22 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
 
     def _check_columns(self, example: dict[str, Any]) -> None:
         attr = self.dataset_attr
-        wanted = [name for name in (attr.prompt, attr.response, attr.system, attr.timeseries) if name]
-        missing = [name for name in wanted if name not in example]
+        answers = [attr.chosen, attr.rejected] if attr.ranking else [attr.response]
+        texts = [name for name in (attr.prompt, *answers) if name]
+        missing = [
+            name for name in (*texts, attr.kto_tag, attr.system, attr.timeseries) if name and name not in example
+        ]
         if missing:
             raise SeriesError(f"found no column {missing[0]!r}, only {list(example)}; name yours under `columns`")
-        texts = [attr.prompt] if attr.ranking or not attr.response else [attr.prompt, attr.response]
         for name in texts:
             if not isinstance(example[name], str):
                 raise SeriesError(f"found {example[name]!r:.80} in {name!r}; expected text")
+        if attr.kto_tag and not isinstance(example[attr.kto_tag], bool):  # upstream would take it for an untagged one
+            raise SeriesError(f"found {example[attr.kto_tag]!r:.80} in {attr.kto_tag!r}; expected true or false")
+        if (
+            attr.kto_tag and not example[attr.response]
+        ):  # upstream tells a bad answer by its place, an empty one by none
+            raise SeriesError(f"found no text in {attr.response!r}; stage `kto` needs an answer to like or dislike")
 
 
 def as_series_list(values: Any) -> list[FloatArray]:

@@ -35,10 +35,12 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
     A ``timeseries`` column without ``formatting`` means ``chatts``.
 
     Raises:
-        ValueError: a ``gdsh`` entry without ``folder``, or one that does not name a local file.
+        ValueError: a ``gdsh`` entry without ``folder``, one that does not name a local file, or columns that its
+            format does not have.
     """
     columns = entry.get("columns", {})
     formatting = entry.get("formatting", "chatts" if "timeseries" in columns else "alpaca")
+    _check_columns(entry, formatting)
     if formatting not in FORMATS:
         return entry
     if "file_name" not in entry:
@@ -54,6 +56,23 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
     tags = {**TAGS[formatting], **entry.get("tags", {})}
     completed = {**entry, "formatting": formatting, "columns": columns}
     return {**completed, "tags": tags} if tags else completed  # an empty `tags` would unset upstream's defaults
+
+
+def _check_columns(entry: dict[str, Any], formatting: str) -> None:
+    columns, name = entry.get("columns", {}), entry.get("file_name", "an entry")
+    if "timeseries" in columns and formatting != "chatts":  # upstream's converters would leave the series out
+        raise ValueError(
+            f"dataset_info.json: {name} has a column `timeseries` and formatting `{formatting}`, which reads no "
+            "series; remove `formatting`, and have one prompt and one answer a record."
+        )
+    preference = [key for key in ("chosen", "rejected", "kto_tag") if key in columns]
+    if formatting == "gdsh" and (entry.get("ranking") or preference):
+        raise ValueError(
+            f"dataset_info.json: {name} has formatting `gdsh`, whose records hold one answer each; for stages `dpo`, "
+            "`rm` and `kto` write records with `timeseries` (see dataset_info/README.md)."
+        )
+    if formatting == "chatts" and entry.get("ranking") and not {"chosen", "rejected"} <= columns.keys():
+        raise ValueError(f"dataset_info.json: {name} has `ranking`; name its columns `chosen` and `rejected`.")
 
 
 def install(upstream: ModuleType) -> str | None:

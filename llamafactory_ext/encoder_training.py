@@ -7,6 +7,7 @@ Wraps ``patch_target_modules`` and ``get_forbidden_modules`` of ``llamafactory.m
 import functools
 from typing import Any
 
+import torch
 from llamafactory.extras import logging
 from torch import nn
 from transformers import Trainer
@@ -54,6 +55,17 @@ def install_freezing(upstream: Any) -> str | None:
 
     upstream.get_forbidden_modules = forbid_encoder
     return "wrapped"
+
+
+def train_whole(model: Any) -> None:
+    """Trains all of the encoder in freeze tuning, in the type of what else is trained.
+
+    Upstream picks layers by their numbers, which are those of some of the encoder's layers, too.
+    """
+    dtype = next((weight.dtype for weight in model.parameters() if weight.requires_grad), torch.float32)
+    for weight in model.get_submodule(_ENCODER).parameters():
+        weight.data = weight.data.to(dtype)
+        weight.requires_grad_(True)
 
 
 def install_optimizer(upstream: Any) -> str | None:

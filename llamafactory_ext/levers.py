@@ -10,6 +10,7 @@ import torch
 from llamafactory.extras import logging
 from transformers.integrations import deepspeed_config, is_fsdp_enabled
 
+from llamafactory_ext.encoder_training import train_whole
 from llamafactory_ext.model import is_chatts
 from llamafactory_ext.model.attention import use_where_it_suits
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
@@ -32,12 +33,16 @@ def install(upstream: Any) -> str | None:
         _fit_precision(model, model_args, is_trainable)
         if is_trainable:
             _keep_layout(model)
-        if finetuning_args.embedding_on_cpu:
+        # A reference model comes with arguments of upstream's own class, which lacks our keys: no lever for it.
+        moves_embedding = getattr(finetuning_args, "embedding_on_cpu", False)
+        if moves_embedding:
             _move_embedding(model)
-        if finetuning_args.offload_checkpoints and is_trainable:
+        if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
         adapted = init_adapter(config, model, model_args, finetuning_args, is_trainable)
-        if finetuning_args.embedding_on_cpu and is_trainable:
+        if is_trainable and finetuning_args.finetuning_type == "freeze" and finetuning_args.train_timeseries_modules:
+            train_whole(adapted)
+        if moves_embedding and is_trainable:
             keep_out_of_ddp(adapted)
         return adapted
 
@@ -47,6 +52,8 @@ def install(upstream: Any) -> str | None:
 
 def _wants_logits(finetuning_args: Any) -> bool | None:
     """Returns whether whole logits are wanted beside a loss; None leaves it to the model."""
+    if finetuning_args.stage in ("rm", "ppo"):  # trl's value head looks at them, whatever it is asked for
+        return True
     if finetuning_args.stage != "sft":
         return None
     return bool(finetuning_args.compute_accuracy or getattr(finetuning_args, "use_asft_loss", False))

@@ -47,6 +47,9 @@ def install(upstream: ModuleType) -> str | None:
     def load_with_series(
         dataset_attr: Any, model_args: Any, data_args: Any, training_args: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        if data_args.streaming and data_args.template == "chatts":
+            training_args = _with_a_shard(training_args)
+
         def upstream_load(attr: Any) -> Any:
             return load(attr, model_args, data_args, training_args, *args, **kwargs)
 
@@ -93,6 +96,13 @@ def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callab
         logger.info_rank0(f"{source} mixes types in one column; reading it record by record.")
         prepared = write_lines(chatts_lines(dataset_attr, source), cache, source.stem)
         return load(_pointing_to(dataset_attr, prepared))
+
+
+def _with_a_shard(training_args: Any) -> Any:
+    """Upstream makes a stream of one shard for each worker of the data loader: by default none, and so no record."""
+    training_args = copy.copy(training_args)
+    training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
+    return training_args
 
 
 def _source(dataset_attr: Any, data_args: Any) -> Path:

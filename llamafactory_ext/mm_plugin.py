@@ -17,7 +17,7 @@ from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
 from llamafactory_ext.register import require
-from llamafactory_ext.series import MARKER, FloatArray, as_series, encode, expand
+from llamafactory_ext.series import MARKER, PATCH_TOKEN, FloatArray, as_series, encode, expand, patch_count
 
 
 _MARKERS = re.compile(f"({re.escape(MARKER)}|{re.escape(AUDIO_PLACEHOLDER)})")
@@ -87,11 +87,7 @@ class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
     ) -> list[dict[str, str]]:
         require()
         _refuse(images, videos)
-        if audios and not hasattr(processor, "max_series_length"):
-            raise ValueError(
-                "Template `chatts` got series, but the model is no ChatTS checkpoint (no `ts` in its config.json). "
-                "Set `model_name_or_path` to ChatTS-14B or ChatTS-8B."
-            )
+        _require_checkpoint(audios, processor)
         series = [_read(item) for item in audios]
         for one in series:
             if len(one) > processor.max_series_length:
@@ -125,7 +121,10 @@ class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
         processor: Any,
     ) -> dict[str, torch.Tensor]:
         _refuse(images, videos)
-        return {"timeseries": torch.from_numpy(encode(_read(item) for item in audios))} if audios else {}
+        _require_checkpoint(audios, processor)
+        series = [_read(item) for item in audios]
+        _check_tokens(series, batch_ids, processor)
+        return {"timeseries": torch.from_numpy(encode(series))} if series else {}
 
 
 def _read(item: Any) -> FloatArray:
@@ -136,6 +135,30 @@ def _read(item: Any) -> FloatArray:
     from llamafactory_ext.gdsh import read_series  # LLaMA-Factory's chat passes what the user attached
 
     return read_series(item).values
+
+
+def _require_checkpoint(audios: Any, processor: Any) -> None:
+    if audios and not hasattr(processor, "max_series_length"):
+        raise ValueError(
+            "Template `chatts` got series, but the model is no ChatTS checkpoint (no `ts` in its config.json). "
+            "Set `model_name_or_path` to ChatTS-14B or ChatTS-8B."
+        )
+
+
+def _check_tokens(series: Sequence[FloatArray], batch_ids: Any, processor: Any) -> None:
+    """Raises where tokens and series of a batch do not belong together; what ``tokenized_path`` holds is not checked
+    by anybody else."""
+    if not batch_ids or not hasattr(processor, "max_series_length"):
+        return
+    token = processor.tokenizer.convert_tokens_to_ids(PATCH_TOKEN)
+    found = sum(list(ids).count(token) for ids in batch_ids)
+    expected = sum(patch_count(len(one), processor.patch_size) for one in series)
+    if found != expected:
+        raise ValueError(
+            f"found {found} {PATCH_TOKEN} tokens in a batch and {expected} patches of its {len(series)} series: these "
+            "records were tokenised without this plugin or for another checkpoint; delete `tokenized_path`, or name "
+            "another one"
+        )
 
 
 def _refuse(images: Any, videos: Any) -> None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from llamafactory.extras import logging
 
 from llamafactory_ext.messages import listing, record_name
+from llamafactory_ext.stages import refuse_unfit
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -50,6 +51,9 @@ def install(upstream: ModuleType) -> str | None:
             )
 
         if dataset is None or not getattr(template.mm_plugin, "reads_series", False):
+            return tokenise(dataset, data_args)
+        refuse_unfit(dataset, stage)
+        if stage == "pt":  # text: cut into blocks, as it should be
             return tokenise(dataset, data_args)
         _refuse_long_series(dataset, getattr(processor, "max_series_length", None))
         drop = getattr(data_args, "overlong_records", "error") == "drop"

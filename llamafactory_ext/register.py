@@ -151,6 +151,11 @@ SEAMS: tuple[Seam, ...] = (
         "written; the tokenizer is saved last, in a form that published loaders can't open",
     ),
     Seam(
+        "llamafactory.train.kto.workflow:CustomKTOTrainer",
+        "llamafactory_ext.stages:install_kto",
+        "its forward pass picks the model's inputs by name, and `timeseries` is none of them",
+    ),
+    Seam(
         "llamafactory.api.app:create_app",
         "llamafactory_ext.serving.api:install_app",
         "bodies of any size are read; faults of their shape are told with the body itself, or end in a 500",

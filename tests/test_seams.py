@@ -71,6 +71,10 @@ DIGESTS = {
         "0.9.4": "9f626bbca7847783",
         "0.9.5": "c667bdb2879dda38",
     },
+    "llamafactory.train.kto.workflow:CustomKTOTrainer": {
+        "0.9.4": "306abb132d8f03e5",
+        "0.9.5": "d8cda73c18baf322",
+    },
     "llamafactory.api.app:create_app": {
         "0.9.4": "0e7c6ff4114a355f",
         "0.9.5": "0e7c6ff4114a355f",

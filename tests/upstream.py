@@ -79,6 +79,11 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "train/callbacks.py:LogCallback",
         "extras/ploting.py:plot_loss",
     ),
+    "llamafactory.train.kto.workflow:CustomKTOTrainer": (
+        "train/kto/workflow.py:run_kto",
+        "train/kto/trainer.py:CustomKTOTrainer",
+        "data/collator.py:KTODataCollatorWithPadding",
+    ),
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",
         "api/app.py:run_api",
