@@ -12,6 +12,8 @@ from typing import Literal
 
 from llamafactory.hparams import DataArguments, FinetuningArguments
 
+from llamafactory_ext.messages import advised_cutoff
+
 
 @dataclass
 class SeriesDataArguments(DataArguments):  # type: ignore[misc]
@@ -44,11 +46,9 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
             raise ValueError(
                 "`packing` does not go with `streaming`: whether records fit must be known before; remove one of them."
             )
-        length = self.cutoff_len + 1  # upstream has lowered it
-        if length % 8:  # upstream fills batches up to that, but for the positions that it wrote for packed records
-            raise ValueError(
-                f"`packing` needs a `cutoff_len` that is a multiple of 8, found {length}; set {-(-length // 8) * 8}."
-            )
+        given, advised = self.cutoff_len + 1, advised_cutoff(self.cutoff_len, 1)  # upstream has lowered it
+        if given != advised:
+            raise ValueError(f"`packing` needs a `cutoff_len` that is a multiple of 8, found {given}; set {advised}.")
 
 
 def _is_count(value: object) -> bool:

@@ -48,7 +48,7 @@ def install(upstream: ModuleType) -> str | None:
         dataset_attr: Any, model_args: Any, data_args: Any, training_args: Any, *args: Any, **kwargs: Any
     ) -> Any:
         if data_args.streaming and data_args.template == "chatts":
-            training_args = _with_a_shard(training_args)
+            training_args = _prepare_stream(training_args)
 
         def upstream_load(attr: Any) -> Any:
             return load(attr, model_args, data_args, training_args, *args, **kwargs)
@@ -98,8 +98,15 @@ def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callab
         return load(_pointing_to(dataset_attr, prepared))
 
 
-def _with_a_shard(training_args: Any) -> Any:
-    """Upstream makes a stream of one shard for each worker of the data loader: by default none, and so no record."""
+def _prepare_stream(training_args: Any) -> Any:
+    """Returns arguments with which a stream has records; has each process read it, unless the recipe says otherwise.
+
+    Upstream makes a shard for each worker of the data loader, by default none. And by default one process reads for
+    all, and hands out rows of a batch: records must be of one length then, and have one series each.
+    """
+    accelerator = training_args.accelerator_config
+    if accelerator.dispatch_batches is None:
+        accelerator.dispatch_batches = False
     training_args = copy.copy(training_args)
     training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
     return training_args

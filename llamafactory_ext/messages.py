@@ -1,4 +1,4 @@
-"""How records are named and listed in messages: one wording, one length."""
+"""How records are named and listed in messages, and which `cutoff_len` is advised: one wording, one length."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -19,3 +19,13 @@ def listing(lines: Iterable[str], total: int) -> list[str]:
 def record_name(example: Mapping[str, Any], number: int) -> str:
     """Returns the name that the converter gave a record, else its number, from 0."""
     return example.get(RECORD) or f"record {number}"
+
+
+def advised_cutoff(longest: int, reserved: int) -> int:
+    """Returns the ``cutoff_len`` for records of up to ``longest`` tokens.
+
+    Arguments:
+        reserved: 1 where upstream packs: it keeps one token to itself, and fills what is packed, but not the positions
+            that it wrote for it, to a multiple of 8; so ``cutoff_len`` must be one.
+    """
+    return -(-(longest + reserved) // 8) * 8 if reserved else longest

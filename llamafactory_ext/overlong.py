@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from llamafactory.extras import logging
 
-from llamafactory_ext.messages import listing, record_name
+from llamafactory_ext.messages import advised_cutoff, listing, record_name
 from llamafactory_ext.stages import refuse_unfit
 
 
@@ -94,9 +94,10 @@ def _fitting(lengths: Lengths, dataset: Any, limit: int, reserved: int, drop: bo
         "(a series takes one token a patch)"
     )
     if not drop:
+        fits = advised_cutoff(int(lengths.max()), reserved)
         lines.append(
-            f"Set `cutoff_len: {lengths.max() + reserved}` to keep them all, shorten series or answers, or set "
-            "`overlong_records: drop` to do without them."
+            f"Set `cutoff_len: {fits}` to keep them all, shorten series or answers, or set `overlong_records: drop` "
+            "to do without them."
         )
         raise ValueError("\n".join([f"{found}:", *lines]))
     logger.warning_rank0("\n".join([f"{found}; dropped, as `overlong_records: drop` says:", *lines]))

@@ -388,12 +388,12 @@ class TestOverlong:
 
     @pytest.mark.parametrize("packing", [{"packing": True}, {"neat_packing": True}])
     def test_packing(self, packing: dict[str, bool], gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
-        with pytest.raises(ValueError, match="1 of 2 records do not fit cutoff_len 300") as caught:
-            tokenise(self.long_and_short(gdsh), cutoff_len=300, **packing)
+        with pytest.raises(ValueError, match="1 of 2 records do not fit cutoff_len 304") as caught:
+            tokenise(self.long_and_short(gdsh), cutoff_len=304, **packing)
         fits = int(str(caught.value).partition("`cutoff_len: ")[2].partition("`")[0])
         assert len(tokenise(gdsh.folder, cutoff_len=fits, **packing)["train_dataset"]) == 2
-        run = tokenise(gdsh.folder, cutoff_len=300, overlong_records="drop", **packing)
-        assert [len(ids) for ids in run["train_dataset"]["input_ids"]] == [300]
+        run = tokenise(gdsh.folder, cutoff_len=304, overlong_records="drop", **packing)
+        assert [len(ids) for ids in run["train_dataset"]["input_ids"]] == [304]
 
     def test_only_the_prompt_counts_for_generation(self, gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
         reply = answer(*[(i, i) for i in range(20)])

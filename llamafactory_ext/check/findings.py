@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from llamafactory_ext.check.facts import RecordFacts
+from llamafactory_ext.messages import advised_cutoff
 
 
 SHORT, LONG = 64, 1024
@@ -63,7 +64,8 @@ def overlong(
         return None
     outcome = "they would be dropped (overlong_records: drop)" if drop else "training would stop"
     text = f"{len(over)} of {len(records)} records have more than {limit} tokens: {outcome}"
-    advice = f"set cutoff_len: {max(length for _, length in over) + reserved}, or shorten them: tools/prepare.py "
+    fits = advised_cutoff(max(length for _, length in over), reserved)
+    advice = f"set cutoff_len: {fits}, or shorten them: tools/prepare.py "
     places = tuple(Place(row, f"{length} tokens") for row, length in over)
     advice += "--compact-answers, --max-points or --window"
     return Finding("overlong", "notice" if drop else "fault", text, places, advice)
