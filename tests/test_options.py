@@ -1,18 +1,16 @@
 """LLaMA-Factory's other options with series: the same records and numbers, or one line that says what to change."""
 
+import functools
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import log_history
-from resilience.options import PLAIN, Bench, exchange, prepare
+from resilience.options import PLAIN, Bench, exchange, prepare, sharded
 
 from llamafactory_ext.series import patch_count
 
@@ -26,45 +24,23 @@ RUNS: dict[str, dict[str, Any]] = {
     "resized": {"add_tokens": ",".join(f"<unit{number}>" for number in range(20)), "save_steps": 2},
 }
 RUNS["rm_exchanged"] = exchange(RUNS["rm"])
-# One process imports what takes long; each run is a fork of it.
-DRIVER = """
-import json, os, sys, traceback
-from llamafactory.train.tuner import run_exp
-for recipe in json.load(open(sys.argv.pop())):
-    if os.fork() == 0:
-        for stream in (1, 2):
-            os.dup2(os.open(recipe["output_dir"] + ".log", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-        try:
-            run_exp(recipe)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
-    os.wait()
-"""
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return prepare(tmp_path_factory.mktemp("options"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with prepare(tmp_path_factory.mktemp("options")) as bench:
+        yield bench
 
 
 @pytest.fixture(scope="module")
 def runs(bench: Bench) -> Callable[[str], Path]:
-    """All of ``RUNS``; returns the folder of one, and fails with its log where it did not get through."""
-    plain = {**PLAIN, "model_name_or_path": "model", "dataset_dir": "data", "cache_dir": "cache"}
-    bench.write("runs.json", [{**plain, "output_dir": name, **keys} for name, keys in RUNS.items()])
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, "runs.json"]
-    done = subprocess.run(command, cwd=bench.folder, env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    """Carries one of ``RUNS`` out, once, and returns its folder."""
 
+    @functools.cache
     def folder(name: str) -> Path:
-        found = bench.folder / name
-        results = "eval_results.json" if name == "accuracy" else "trainer_state.json"
-        assert (found / results).is_file(), found.with_suffix(".log").read_text()[-4000:]
-        return found
+        run = bench.train(name, RUNS[name])
+        assert run.status == 0, run.output[-4000:]
+        return bench.folder / name
 
     return folder
 
@@ -367,3 +343,8 @@ def test_more_tokens_than_the_vocabulary_has_room_for(runs: Callable[[str], Path
     assert len(head) >= vocabulary + 8
     losses = [entry["loss"] for entry in log_history(runs("resized"))[:2]]
     assert losses[1] < losses[0]
+
+
+def test_a_step_under_fsdp(bench: Bench) -> None:
+    verdict = sharded(bench)
+    assert verdict.result == "works", verdict.told

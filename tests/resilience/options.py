@@ -1,11 +1,12 @@
 """Runs LLaMA-Factory's other options with series, for real, and says of each whether it works or is refused.
 
-Each option is a run of ``llamafactory-cli train`` with a tiny model over 8 records in one batch, so that the first
-step's loss does not depend on their order. An option that leaves the computation alone must give the plain run's loss;
-one with a loss of its own must give another number for the same records with their points in another order, of which
-the text says nothing. A refusal is one line, before the first step.
+Each option is a run of ``llamafactory-cli train`` (its entry point, in a fork where one process is enough) with a tiny
+model over 8 records in one batch, so that the first step's loss does not depend on their order. An option that leaves
+the computation alone must give the plain run's loss; one with a loss of its own must give another number for the same
+records with their points in another order, of which the text says nothing. A refusal is one line, before the first
+step.
 
-    python tests/resilience/options.py                       # all of them, about half an hour on 2 cores
+    python tests/resilience/options.py                       # all of them, about ten minutes on 2 idle cores
     python tests/resilience/options.py --only packing dpo    # those whose name holds one of these words
 
 Exit status 1 where an option neither works nor is refused.
@@ -14,6 +15,9 @@ Exit status 1 where an option neither works nor is refused.
 import argparse
 import json
 import math
+import os
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -140,11 +144,47 @@ class Verdict:
     told: str
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A folder with a model, data and runs."""
+# One process imports what takes long; each run is a fork of it that goes through the command line's own entry point.
+SERVER = """
+import os, sys, traceback
+told = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+from llamafactory.cli import main
+from llamafactory.train import tuner
+for line in sys.stdin:
+    sys.argv = ["llamafactory-cli", *line.split()]
+    child = os.fork()
+    if child == 0:
+        status = 1
+        log = os.open(sys.argv[2].replace(".yaml", ".log"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        try:
+            main()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=told, flush=True)
+"""
 
-    folder: Path
+
+class Bench:
+    """A folder with a model, data and runs; a context, since a process of its own stands by."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=folder, env=env, text=True, **pipes)
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.communicate("")  # the end of what it reads
 
     def train(self, name: str, keys: dict[str, Any], processes: int = 1, **environment: str) -> Run:
         """Trains into the folder ``name``, with a cache of its own."""
@@ -155,12 +195,18 @@ class Bench:
         return self.run(name, "train", **environment)
 
     def run(self, name: str, command: str, **environment: str) -> Run:
-        """Runs a command of LLaMA-Factory's with the file ``name``.yaml."""
-        done = run_cli(command, f"{name}.yaml", cwd=self.folder, timeout=1800, **environment)
-        output = done.stdout + done.stderr
-        (self.folder / f"{name}.log").write_text(output)
-        finished = done.returncode == 0 and (self.folder / name / "trainer_state.json").is_file()
-        return Run(done.returncode, output, log_history(self.folder / name) if finished else [])
+        """Runs a command of LLaMA-Factory's with ``name``.yaml; with an environment, in a process of its own."""
+        if environment:
+            done = run_cli(command, f"{name}.yaml", cwd=self.folder, timeout=1800, **environment)
+            status, output = done.returncode, done.stdout + done.stderr
+        else:
+            assert self.server.stdin and self.server.stdout
+            self.server.stdin.write(f"{command} {name}.yaml\n")
+            self.server.stdin.flush()
+            status = int(self.server.stdout.readline())
+            output = (self.folder / f"{name}.log").read_text()
+        finished = status == 0 and (self.folder / name / "trainer_state.json").is_file()
+        return Run(status, output, log_history(self.folder / name) if finished else [])
 
     def write(self, name: str, content: Any) -> None:
         (self.folder / name).write_text(json.dumps(content, ensure_ascii=False))  # JSON is YAML
@@ -244,7 +290,8 @@ def judge(bench: Bench, option: Option, place: int, plain: Run, other: Run) -> V
     if option.expected == "text":
         return Verdict("works", f"{metric} {found:.4f}")
     if option.expected == "same":
-        right = math.isclose(found, plain.metric("loss"), rel_tol=1e-5)
+        # Several processes: upstream logs the mean of their means, whatever number of labels each has.
+        right = math.isclose(found, plain.metric("loss"), rel_tol=1e-5 if option.processes == 1 else 1e-4)
         told = (
             f"loss {found:.5f}, without the option {plain.metric('loss'):.5f}, other series {other.metric('loss'):.5f}"
         )
@@ -253,6 +300,56 @@ def judge(bench: Bench, option: Option, place: int, plain: Run, other: Run) -> V
         right = math.isfinite(second) and not math.isclose(found, second, rel_tol=1e-4)
         told = f"{metric} {found:.4f}, with other series {second:.4f}"
     return Verdict("works" if right else "WRONG", told)
+
+
+# A step under torch's FSDP, two processes, one of them without series, against the mean of both by themselves.
+SHARDED = """
+import json, os, torch
+from helpers_model import build, inputs, labels_for, record
+from torch.distributed.fsdp import fully_shard
+from llamafactory_ext.model import loss
+
+def step(model, batch):
+    model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = model(**batch, labels=labels_for(batch)).loss
+    found.backward()
+    weights = [model.model.layers[0].self_attn.q_proj.weight, model.ts_encoder.mlp[0].weight, model.lm_head.weight]
+    gradients = [getattr(weight.grad, "full_tensor", lambda weight=weight: weight.grad)() for weight in weights]
+    return float(found.detach()), torch.cat([gradient.flatten() for gradient in gradients])
+
+loss.labels_at_once = lambda vocab_size: 4  # the loss in pieces, which run the head several times
+torch.distributed.init_process_group("gloo")
+batches = [inputs(record(0, 40, text=30)), inputs(record(1, text=20))]
+rank = int(os.environ["RANK"])
+alone = [step(build("qwen2"), batch) for batch in batches]
+model = build("qwen2")
+for part in [*model.model.layers, model]:
+    fully_shard(part, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
+found, gradient = step(model, batches[rank])
+expected = (alone[0][1] + alone[1][1]) / 2
+apart = float((gradient - expected).abs().max() / expected.abs().max())
+print(json.dumps({"rank": rank, "loss": found, "alone": alone[rank][0], "gradients_apart": apart}), flush=True)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def sharded(bench: Bench, plain: Run | None = None) -> Verdict:
+    """Takes a step under torch's own FSDP: accelerate leaves out the recipe's ``fsdp`` on a CPU."""
+    (bench.folder / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29673"]
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*command, str(bench.folder / "sharded.py")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    found = [json.loads(text) for text in re.findall(r"\{[^{}]*\}", done.stdout)]
+    if len(found) != 2:
+        return Verdict("WRONG", done.stderr[-2000:])
+    right = all(
+        math.isclose(row["loss"], row["alone"], rel_tol=1e-5) and row["gradients_apart"] < 1e-4 for row in found
+    )
+    told = ", ".join(f"loss {row['loss']:.5f} ({row['alone']:.5f} alone)" for row in found)
+    return Verdict("works" if right else "WRONG", f"{told}; gradients {found[0]['gradients_apart']:.0e} apart")
 
 
 def tokenised(bench: Bench, plain: Run) -> Verdict:
@@ -300,6 +397,7 @@ def resized(bench: Bench, plain: Run) -> Verdict:
 
 
 SPECIAL: dict[str, Callable[[Bench, Run], Verdict]] = {
+    "FSDP by torch's fully_shard, 2 processes": sharded,
     "tokenized_path, then changed CSV files": tokenised,
     "tokenized_path made without the plugin": tokenised_without_plugin,
     "resize_vocab, add_tokens, export": resized,
@@ -315,8 +413,7 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="where the runs' files stay; default: a temporary folder")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        bench = prepare(arguments.folder or Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary, prepare(arguments.folder or Path(temporary)) as bench:
         plain, other = bench.train("plain", {}), bench.train("other", exchange({}))
         if math.isclose(plain.metric("loss"), other.metric("loss"), rel_tol=1e-3):
             raise SystemExit("the plain run's loss does not tell series apart")
