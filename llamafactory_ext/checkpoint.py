@@ -5,11 +5,13 @@ transformers' own ``AutoModelForCausalLM`` finds the model by its registered cla
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
 
 from llamafactory_ext.model import ChatTSProcessor, read_config
+from llamafactory_ext.model.weights import check_weights
 from llamafactory_ext.register import require
 
 
@@ -50,6 +52,8 @@ def install_config(upstream: Any) -> str | None:
         if config is None:
             return load_config(model_args)
         require()
+        if Path(model_args.model_name_or_path).is_dir() and not model_args.train_from_scratch:
+            check_weights(config, Path(model_args.model_name_or_path))
         return config
 
     upstream.load_config = load_native_config

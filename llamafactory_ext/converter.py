@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
 
+from llamafactory.data import Role
 from llamafactory.data.converter import AlpacaDatasetConverter, SharegptDatasetConverter
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
 from llamafactory_ext import __version__
 from llamafactory_ext.dataset_entry import NOTES, RECORD
@@ -26,6 +28,7 @@ from llamafactory_ext.gdsh import (
     parse_answer,
     place_markers,
     read_series,
+    refuse_control_tokens,
 )
 from llamafactory_ext.installed import on_fork
 from llamafactory_ext.register import require
@@ -113,6 +116,7 @@ class GdshDatasetConverter(SharegptDatasetConverter):  # type: ignore[misc]
                 f"found the roles {roles}; expected {attr.user_tag!r} and {attr.assistant_tag!r} in turn, "
                 f"{attr.assistant_tag!r} last: mend the record, or name its roles under `tags`"
             )
+        _check_texts(output)
         return Converted(output, series, notes)
 
     def _texts(self, messages: list[dict[str, str]], tag: str) -> list[dict[str, str]]:
@@ -153,6 +157,7 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
         self._check_columns(example)
         series = as_series_list(example[self.dataset_attr.timeseries])
         output = super().__call__(example)
+        _check_texts(output)
         texts = [message["content"] for message in output["_prompt"] + output["_response"]]
         if any("<ts>" in text.replace(MARKER, "") or "<ts/>" in text.replace(MARKER, "") for text in texts):
             raise SeriesError(f"found a single <ts> or <ts/>; expected {MARKER}, once for each series")
@@ -182,6 +187,21 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
             attr.kto_tag and not example[attr.response]
         ):  # upstream tells a bad answer by its place, an empty one by none
             raise SeriesError(f"found no text in {attr.response!r}; stage `kto` needs an answer to like or dislike")
+
+
+def _check_texts(output: dict[str, Any]) -> None:
+    """Raises GdshError where a text holds what would become more than text when the template is applied."""
+    free = [output["_system"], output["_tools"]]
+    for message in output["_prompt"] + output["_response"]:
+        refuse_control_tokens(message["content"])
+        if AUDIO_PLACEHOLDER in message["content"]:
+            raise GdshError(f"found {AUDIO_PLACEHOLDER}, which LLaMA-Factory replaces; write it in other words")
+        if message["role"] not in (Role.USER.value, Role.OBSERVATION.value):
+            free.append(message["content"])
+    for text in free:
+        refuse_control_tokens(text or "")
+        if "<ts>" in (text or "") or "<ts/>" in (text or ""):
+            raise GdshError(f"found <ts> in an answer, a system prompt or tools; expected {MARKER} in prompts only")
 
 
 def as_series_list(values: Any) -> list[FloatArray]:

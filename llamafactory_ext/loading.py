@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetGenerationError
 from llamafactory.extras import logging
 
 from llamafactory_ext.dataset_entry import FORMATS, NOTES, RECORD
-from llamafactory_ext.json_lines import annotation_lines, chatts_lines, write_lines
+from llamafactory_ext.json_lines import annotation_lines, arrow_may_read, chatts_lines, write_lines
 from llamafactory_ext.messages import listing, record_name
 from llamafactory_ext.register import require
 from llamafactory_ext.shared_series import shared_series
@@ -87,15 +87,25 @@ def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callab
         prepared = write_lines(lines, cache, source.stem)
         with shared_series(cache):
             return load(_pointing_to(dataset_attr, prepared))
-    try:
-        return load(dataset_attr)
-    except DatasetGenerationError:
-        # e.g. whole numbers in the first megabytes and fractions later, or flat lists beside nested ones
-        if not source.is_file():
-            raise
-        logger.info_rank0(f"{source} mixes types in one column; reading it record by record.")
-        prepared = write_lines(chatts_lines(dataset_attr, source), cache, source.stem)
-        return load(_pointing_to(dataset_attr, prepared))
+    too_much = [file for file in _json_files(source) if not arrow_may_read(file)]
+    if too_much and not source.is_file():
+        raise ValueError(f"{too_much[0]} nests deeply, or has very long records; give it an entry of its own.")
+    if not too_much:
+        try:
+            return load(dataset_attr)
+        except DatasetGenerationError:
+            # e.g. whole numbers in the first megabytes and fractions later, or flat lists beside nested ones
+            if not source.is_file():
+                raise
+            logger.info_rank0(f"{source} mixes types in one column; reading it record by record.")
+    prepared = write_lines(chatts_lines(dataset_attr, source), cache, source.stem)
+    return load(_pointing_to(dataset_attr, prepared))
+
+
+def _json_files(source: Path) -> list[Path]:
+    """The files of an entry that Arrow reads as JSON; none where they lie elsewhere."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [file for file in files if file.suffix in (".json", ".jsonl") and file.is_file()]
 
 
 def _prepare_stream(training_args: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
+from llamafactory_ext.gdsh.prompts import refuse_control_tokens
 from llamafactory_ext.register import require
 from llamafactory_ext.series import MARKER, PATCH_TOKEN, FloatArray, as_series, encode, expand, patch_count
 
@@ -39,9 +40,11 @@ def expand_messages(
     LLaMA-Factory's placeholder for an audio counts as a marker beside ``<ts><ts/>``: its chat and API write it.
 
     Raises:
-        ValueError: markers and series differ in number, or a ``<ts>`` stands alone.
+        ValueError: markers and series differ in number, a ``<ts>`` stands alone, or a text holds a control token.
     """
     messages = _without_engines_markers(messages, len(series))
+    for message in messages:
+        refuse_control_tokens(message["content"])
     found = sum(len(_MARKERS.findall(message["content"])) for message in messages)
     if found != len(series):
         raise ValueError(

@@ -13,30 +13,34 @@ try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
+
+    from llamafactory_ext.gdsh.errors import printable
 except ModuleNotFoundError as missing:
     sys.exit(f"error: no module {missing.name}; install what the tools need: pip install '.[tools]'")
+
+_LAYOUT = "\n\t\u3000"  # what no text is without, and harms nobody
 
 _errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 _console = Console(highlight=False, markup=False)
 
 
 def say(text: str = "") -> None:
-    """Print a line; text is shown as it is, never read as markup."""
-    _console.print(text, soft_wrap=True)
+    """Print a line; text is shown as it is, never read as markup or obeyed by the terminal."""
+    _console.print(printable(text, _LAYOUT), soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Print a line to standard error."""
-    _errors.print(text)
+    _errors.print(printable(text, _LAYOUT))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table whose first column holds text and whose other columns are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=printable(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(printable(str(cell), _LAYOUT) for cell in row))
     _console.print(table)
     _console.print()
 

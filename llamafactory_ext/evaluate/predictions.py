@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.evaluate.errors import EvaluateError
+from llamafactory_ext.gdsh.dialects import unique_keys
 
 
 KEYS = ("prompt", "predict", "label")
+MAX_LINE = 1 << 24
+"""Characters of a prediction: prompt, answer and label."""
+MAX_POINTS = 1 << 22
+"""Points of a series that a prompt may tell of: as many as any checkpoint may place."""
 
 # What `series.describe` puts in front of the patches of each series.
-_DESCRIPTION = re.compile(r"\[offset=[^|\]]+\|scaling=[^|\]]+\|length=(\d+)\|[^\]]+\]")
+_DESCRIPTION = re.compile(r"\[offset=[^|\[\]]+\|scaling=[^|\[\]]+\|length=(\d{1,18})\|[^\[\]]+\]")
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,28 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read all lines; blank ones are passed over.
 
     Raises:
-        EvaluateError: no file in UTF-8, no line, a line that is no JSON object, a key that is missing or holds no
-            text, or a prompt that tells the length of no series.
+        EvaluateError: no file in UTF-8, no line, a line that is no JSON object or over `MAX_LINE`, a key that is
+            missing, twice there or holds no text, or a prompt that tells the length of no series, or of one too long.
     """
+    found: list[Prediction] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
+                if line.strip():
+                    found.append(_read(f"{path}, line {number}", len(found), line))
     except (OSError, UnicodeDecodeError) as err:
         raise EvaluateError(f"{path} can't be read: {getattr(err, 'strerror', None) or err}") from err
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+    if not found:
         raise EvaluateError(f"{path} is empty; expected one JSON object a line, with {', '.join(KEYS)}")
-    return [_read(f"{path}, line {number}", index, line) for index, (number, line) in enumerate(numbered)]
+    return found
 
 
 def _read(place: str, index: int, line: str) -> Prediction:
     expected = "expected LLaMA-Factory's generated_predictions.jsonl"
+    if len(line) > MAX_LINE:
+        raise EvaluateError(f"{place} has more than {MAX_LINE:,} characters; {expected}")
     try:
-        found: Any = json.loads(line)
+        found: Any = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as err:
         raise EvaluateError(f"{place} is no JSON: {err}; {expected}") from err
     if not isinstance(found, dict):
@@ -66,6 +76,8 @@ def _read(place: str, index: int, line: str) -> Prediction:
             there = f"{found[key]!r:.60} in it" if key in found else f"only {', '.join(map(str, found)) or 'nothing'}"
             raise EvaluateError(f"{place} has no text {key!r}: found {there}; {expected}")
     prediction = Prediction(index, *(found[key] for key in KEYS))
+    if max(prediction.lengths, default=0) > MAX_POINTS:
+        raise EvaluateError(f"{place}: its prompt tells of a series of over {MAX_POINTS:,} points; {expected}")
     if not any(prediction.lengths):
         wanted = "expected [offset=…|scaling=…|length=…|…] of template chatts: only its predictions can be scored"
         raise EvaluateError(f"{place}: its prompt tells no length of a series; {wanted}")

@@ -8,7 +8,7 @@ from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
 from .errors import GdshError
 from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name, show_pictures
-from .prompts import place_markers
+from .prompts import place_markers, refuse_control_tokens
 from .tables import Series, read_series
 
 
@@ -29,6 +29,7 @@ __all__ = [
     "read_annotations",
     "read_anomalies",
     "read_series",
+    "refuse_control_tokens",
     "show_pictures",
     "write_answer",
 ]

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .answers import Answer, parse_answer
-from .errors import GdshError, excerpt
+from .errors import GdshError, excerpt, printable
+from .prompts import refuse_control_tokens
 from .records import read_records
 
 
@@ -79,6 +80,8 @@ def read_annotations(
             )
         except GdshError as error:
             row = replace(row, fault=str(error))
+        except RecursionError:
+            row = replace(row, fault="the record is nested too deeply to be read; correct or remove it")
         yield row
 
 
@@ -106,13 +109,19 @@ def _turns(
         if role == assistant_tag and isinstance(content, (list, dict)):
             answers.append(parse_answer(content))
             content = answers[-1].text
-        turns.append((role, _text(content, f"{content_tag!r} of {name} ({role})")))
+        text = _text(content, f"{content_tag!r} of {name} ({printable(role)})")
+        refuse_control_tokens(text)
+        turns.append((role, text))
     return tuple(turns), answers
 
 
 def _system(record: object, system: str | None) -> str:
     prompt = None if system is None else _object(record, "the record").get(system)
-    return "" if prompt is None else _text(prompt, repr(system))
+    if prompt is None:
+        return ""
+    text = _text(prompt, repr(system))
+    refuse_control_tokens(text)
+    return text
 
 
 def _object(value: object, name: str) -> Mapping[str, object]:

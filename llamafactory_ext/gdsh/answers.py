@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .dialects import FIX, read_json, read_parts
+from .dialects import FIX, MAX_ANSWER, read_json, read_parts
 from .errors import GdshError, excerpt
 
 
@@ -72,7 +72,10 @@ def read_anomalies(text: str) -> tuple[list[Anomaly], int]:
     Raises:
         GdshError: JSON, but not made of anomalies: another status, another key, entries of another kind.
     """
-    return _anomalies([read_json(text)])
+    try:
+        return _anomalies([read_json(text)])
+    except RecursionError as error:
+        raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
 
 
 def write_answer(anomalies: Sequence[Anomaly], *, compact: bool = False) -> str:
@@ -107,6 +110,8 @@ def check_intervals(intervals: Sequence[tuple[int, int]], lengths: Sequence[int]
 
 
 def _parse_text(text: str) -> Answer:
+    if len(text) > MAX_ANSWER:
+        raise GdshError(f"the answer has {len(text):,} characters; at most {MAX_ANSWER:,} are read: shorten it")
     if not text.strip():
         raise GdshError(f"the answer is empty; for a series without anomalies write {_EMPTY}")
     try:
@@ -193,5 +198,5 @@ def _dump(value: object, *, sort_keys: bool = False, spaces: bool = True) -> str
     separators = (", ", ": ") if spaces else (",", ":")
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=separators)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise GdshError(f"the answer holds a value that JSON has no form for ({error}); {FIX}") from error

@@ -11,6 +11,9 @@ import warnings
 from .errors import GdshError, excerpt
 
 
+MAX_ANSWER = 1 << 20
+"""Characters of an answer: twenty times the longest known, and more than any model's context holds."""
+
 FIX = 'write the answer as one JSON object, {"status": "success", "detected_anomalies": [...]}, and nothing else'
 # A whole string in either kind of quotes, a bracket, or a quote that never closes.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|\'[^\'\\]*(?:\\.[^\'\\]*)*\'|[\[\]{}"\']', re.DOTALL)
@@ -22,7 +25,7 @@ def read_json(text: str) -> object:
     Raises:
         ValueError: anything else.
     """
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
 
 
 def read_parts(text: str) -> list[object]:
@@ -38,7 +41,12 @@ def _refuse_constant(name: str) -> None:
     raise GdshError(f"{name} is no JSON number")
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its keys and values, for `json`.
+
+    Raises:
+        GdshError: a key occurs twice: readers differ in which value they take.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise GdshError("a key occurs twice in one object")
@@ -61,7 +69,9 @@ def _split(text: str) -> list[tuple[int, int]]:
             if depth == 0:
                 end = token.end()
                 parts.append((start, end))
-        elif mark in ('"', "'") and depth:
+        elif depth == 0:  # whatever it is, it is no part: said at once, lest each of many quotes be sought an end
+            _check_gap(text, end, len(text), joined=False)
+        elif mark in ('"', "'"):
             raise GdshError(
                 f"a quote opens at character {token.start()} and never closes: "
                 f"{excerpt(text, token.start())}; the answer was cut off or misquoted: {FIX}"
@@ -107,5 +117,5 @@ def _python_literal(text: str) -> object:
         tree = ast.parse(text, mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            _unique_keys([(repr(key.value), None) for key in node.keys if isinstance(key, ast.Constant)])
+            unique_keys([(repr(key.value), None) for key in node.keys if isinstance(key, ast.Constant)])
     return ast.literal_eval(tree)

@@ -10,10 +10,22 @@ class GdshError(ValueError):
     """
 
 
+def printable(text: str, kept: str = "") -> str:
+    """Spell out what a terminal would obey instead of showing it (escapes, bidirectional marks), less `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in kept else repr(char)[1:-1] for char in text)
+
+
 def excerpt(value: object, position: int = 0) -> str:
     """Show `value` in at most 80 printable characters, a string from a little before `position` on."""
     if isinstance(value, str):
         start = max(0, position - _SHOWN // 4)
         value = value[start : start + _SHOWN]
-    shown = repr(value)
+    elif isinstance(value, (list, tuple)):
+        value = value[:_SHOWN]  # of a million items no more than these could be shown
+    try:
+        shown = repr(value)
+    except RecursionError:
+        return "a value that is nested too deeply"
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 
-from .errors import GdshError
+from .errors import GdshError, excerpt, printable
 
 
 _SUFFIXES = re.compile(r"(?:\.csv)?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)
+_LONGEST_NAME = 255  # characters: no file system of the field holds a longer one
 _NEAR = 10  # names on either side of a missing one that are compared with it
 
 
@@ -180,14 +181,19 @@ def picture_name(picture: str) -> str:
 
 
 def show_pictures(pictures: Iterable[str]) -> str:
-    """The file names of a record's pictures, for messages: their folders lie on another machine."""
-    return ", ".join(map(picture_name, pictures))
+    """The file names of a record's pictures, for messages: their folders lie on another machine.
+
+    Long names are cut, and what a terminal would obey is spelt out.
+    """
+    names = map(picture_name, pictures)
+    return ", ".join(printable(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…") for name in names)
 
 
 def _picture_stem(picture: str) -> str:
-    stem = unicodedata.normalize("NFC", _SUFFIXES.sub("", picture_name(picture), count=1))
+    name = picture_name(picture)
+    stem = unicodedata.normalize("NFC", _SUFFIXES.sub("", name, count=1)) if len(name) <= _LONGEST_NAME else ""
     if not stem or "\0" in stem:
-        raise GdshError(f"{picture!r} has no usable file name; expected a path such as 'folder/X.PV.jpg'")
+        raise GdshError(f"{excerpt(picture)} has no usable file name; expected a path such as 'folder/X.PV.jpg'")
     return stem
 
 

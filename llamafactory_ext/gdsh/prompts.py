@@ -1,12 +1,15 @@
 """Prompts: the place of a picture becomes the place of a series."""
 
+import re
 from collections.abc import Sequence
 
-from .errors import GdshError
+from .errors import GdshError, excerpt
 
 
 IMAGE = "<image>"
 MARKER = "<ts><ts/>"
+
+_CONTROL = re.compile(r"<\|\w+\|>")  # all special tokens of Qwen look so: <|im_end|>, <|endoftext|>, <|image_pad|>
 
 
 def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool]:
@@ -32,3 +35,17 @@ def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool
             "add or remove them in the user's text, or correct the list of pictures"
         )
     return placed, False
+
+
+def refuse_control_tokens(text: str) -> None:
+    """Refuse what the tokenizer takes for a token of its own wherever it stands: the text would end its turn there.
+
+    Raises:
+        GdshError: names the token and its place.
+    """
+    found = _CONTROL.search(text)
+    if found:
+        raise GdshError(
+            f"the control token {found[0]} in a text, at character {found.start()}: {excerpt(text, found.start())}; "
+            "it would end the turn or begin another one: write it in other words"
+        )

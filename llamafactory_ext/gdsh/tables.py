@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from .textfiles import read_text
 
 
 COLUMN = "value"
+MAX_COLUMNS = 4096
+MAX_ROWS = 1 << 22
+"""Lines of a file, blank ones among them: as many points as any checkpoint may place."""
+
+_LONGEST_ROW = 1 << 20  # characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +41,17 @@ def read_series(path: str | Path) -> Series:
     Numbers are what Python's `float` reads, less the underscores that only Python allows.
 
     Raises:
-        GdshError: unreadable, malformed, no or two `value` columns, no rows, or no number in any row.
+        GdshError: unreadable, malformed, no or two `value` columns, no rows, no number in any row, or larger than
+            `MAX_BYTES`, `MAX_ROWS` or `MAX_COLUMNS`.
     """
     text = read_text(path)
     if not text.strip():
         raise GdshError(f"{str(path)!r} is empty; expected a header with a column {COLUMN!r} and rows below it")
     if "\0" in text:
         raise GdshError(f"{str(path)!r} holds NUL characters; expected a text file: save it as UTF-8 CSV")
+    lines = max(text.count("\n"), text.count("\r"))
+    if lines > MAX_ROWS + 1:
+        raise GdshError(f"{str(path)!r} has {lines:,} lines; at most {MAX_ROWS:,} rows are read: split or thin it")
     try:
         values = _plain_values(text)
         if values is None or not np.isfinite(values).any():
@@ -61,6 +71,8 @@ def _plain_values(text: str) -> npt.NDArray[np.float64] | None:
     the slow way decides. Four times as fast as that.
     """
     header, _, body = text.partition("\n")
+    if header.count(",") >= MAX_COLUMNS:
+        return None
     names = [name.strip() for name in header.split(",")]
     if names.count(COLUMN) != 1 or len(names) == 1 or '"' in text or "\r" in text.replace("\r\n", "\n"):
         return None
@@ -81,22 +93,48 @@ def _plain_values(text: str) -> npt.NDArray[np.float64] | None:
     return np.concatenate([np.from_dlpack(chunk) for chunk in chunks]) if table.num_rows else None
 
 
+class _Lines:
+    """The lines of a text, for a reader of rows: a row may have many lines, but has an end."""
+
+    def __init__(self, text: str) -> None:
+        self.rest = io.StringIO(text, newline="")
+        self.room = _LONGEST_ROW
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self.rest.readline(self.room + 1)
+        self.room -= len(line)
+        if self.room < 0:
+            raise GdshError(f"a row of more than {_LONGEST_ROW:,} characters; close its quotes, or export it anew")
+        if not line:
+            raise StopIteration
+        return line
+
+
 def _value_cells(text: str) -> list[str]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = _Lines(text)
+    reader = csv.reader(lines, strict=True)
+    cells: list[str] = []
     try:
         header = [name.strip() for name in next(reader)]
         place = _value_place(header)
-        rows = _without_blank_lines(list(reader), len(header))
+        for row in _without_blank_lines(reader, len(header)):
+            lines.room = _LONGEST_ROW
+            cells.append(row[place] if place < len(row) else "")
     except csv.Error as error:
         raise GdshError(
             f"malformed CSV at line {reader.line_num}: {error}; close its quotes, or export it anew"
         ) from error
-    if not rows:
+    if not cells:
         raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
-    return [row[place] if place < len(row) else "" for row in rows]
+    return cells
 
 
 def _value_place(header: list[str]) -> int:
+    if len(header) > MAX_COLUMNS:
+        raise GdshError(f"{len(header):,} columns; at most {MAX_COLUMNS:,} are read: leave out all but {COLUMN!r}")
     if header.count(COLUMN) != 1:
         found = "no column" if COLUMN not in header else f"{header.count(COLUMN)} columns"
         raise GdshError(
@@ -106,12 +144,11 @@ def _value_place(header: list[str]) -> int:
     return header.index(COLUMN)
 
 
-def _without_blank_lines(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Leave out the lines that are no rows, and refuse the rows that have too many fields.
+def _without_blank_lines(rows: Iterable[list[str]], width: int) -> Iterator[list[str]]:
+    """Yield the lines that are rows, and refuse the rows that have too many fields.
 
     In a table of one column a blank line between two rows is an empty cell; in a wider one it is no row.
     """
-    kept: list[list[str]] = []
     blank = 0
     for number, row in enumerate(rows):
         if not row or (len(row) == 1 and row[0].isspace()):
@@ -123,10 +160,9 @@ def _without_blank_lines(rows: list[list[str]], width: int) -> list[list[str]]:
                 "put quotes round a field that holds a comma, or export the file anew"
             )
         if width == 1:
-            kept += [[""]] * blank
+            yield from [[""]] * blank
         blank = 0
-        kept.append(row)
-    return kept
+        yield row
 
 
 def _numbers(cells: list[str]) -> npt.NDArray[np.float64]:

@@ -11,6 +11,9 @@ from .errors import GdshError
 
 
 _ENCODINGS = ("utf-8", "gb18030")
+MAX_BYTES = 64 << 20
+"""Of a file that is read as a whole: about a million rows of GDSH's four columns."""
+
 _CHUNK = 1 << 20  # bytes
 
 
@@ -18,13 +21,16 @@ def read_text(path: str | Path) -> str:
     """Read the whole file, once, and decode it strictly; a leading BOM is taken off.
 
     Raises:
-        GdshError: no such file, not a regular file, unreadable, or in neither of the two encodings.
+        GdshError: no such file, not a regular file, over `MAX_BYTES`, unreadable, or in neither of the two encodings.
     """
     try:
         _refuse_irregular(path)
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
+    if len(data) > MAX_BYTES:
+        raise GdshError(f"{str(path)!r} has more than {MAX_BYTES:,} bytes, which are read at most; split it")
     for encoding in _ENCODINGS:
         try:
             return data.decode(encoding).removeprefix("\ufeff")

@@ -12,10 +12,9 @@ from typing import Any
 
 from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
 
+from .limits import check_config
 
-_REQUIRED = {"patch_size": 1, "embedding_dim": 1, "hidden_size": 1, "num_layers": 1, "max_sequence_length": 1}
-_LARGEST = {"patch_size": 4096, "embedding_dim": 4096, "hidden_size": 65536, "num_layers": 64}
-_LARGEST["max_sequence_length"] = 1 << 22
+
 _PUT_ASIDE = ("model_type", "auto_map")
 
 
@@ -35,10 +34,10 @@ class ChatTSConfigMixin:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds the config; ``model_type`` and ``auto_map`` are put aside in ``published``."""
         config_dict = dict(config_dict)
+        check_config(config_dict)
         published = {key: config_dict.pop(key) for key in _PUT_ASIDE if key in config_dict}
         if "use_cache" in config_dict:
             published["use_cache"] = config_dict["use_cache"]
-        check_section(config_dict)
         loaded: Any = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config.published = published
@@ -87,35 +86,15 @@ def is_chatts(config: Any) -> bool:
     return isinstance(config, ChatTSConfigMixin)
 
 
-def check_section(config_dict: dict[str, Any]) -> None:
-    """Raises ValueError, all faults in one message, where the ``ts`` section can't be built as it stands."""
-    section = config_dict.get("ts")
-    if section is None:  # transformers builds an empty config to find the defaults
-        return
-    faults = []
-    for key, smallest in _REQUIRED.items():
-        value = section.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= _LARGEST[key]:
-            faults.append(f"ts.{key} is {value!r}, expected an integer from {smallest} to {_LARGEST[key]}")
-    if section.get("num_features", 2) != 2:
-        faults.append(f"ts.num_features is {section['num_features']!r}, expected 2 (value and mask)")
-    if section.get("use_position_idx", False):
-        faults.append("ts.use_position_idx is true, which no published checkpoint uses and this model does not know")
-    width = config_dict.get("hidden_size")
-    if width is not None and section.get("hidden_size") != width:
-        faults.append(f"ts.hidden_size is {section.get('hidden_size')!r}, expected the language model's {width!r}")
-    if not isinstance(config_dict.get("ts_token_start_index"), int):
-        faults.append("ts_token_start_index is missing, expected the id of the token <ts>")
-    if faults:
-        raise ValueError("config.json of this ChatTS checkpoint can't be used: " + "; ".join(faults) + ".")
-
-
 def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | None:
     """Returns the native config of a checkpoint, or None where it has no ``config.json`` with a ``ts`` section.
 
     Arguments:
         path: folder or hub name, as ``AutoConfig.from_pretrained`` takes it.
         kwargs: ``cache_dir``, ``revision``, ``token``; other keys are ignored.
+
+    Raises:
+        ValueError: a size, or a name, that no model should be built of.
     """
     hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if kwargs.get(key) is not None}
     try:
@@ -124,6 +103,7 @@ def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | Non
         return None
     if not isinstance(config_dict.get("ts"), dict):
         return None
+    check_config(config_dict, f"{path}/config.json")
     names = " ".join([*(config_dict.get("architectures") or []), str(config_dict.get("model_type"))]).lower()
     if "qwen3" in names:
         family: Any = Qwen3TSConfig

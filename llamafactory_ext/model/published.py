@@ -5,6 +5,7 @@ published loaders were made for, can't open (class ``TokenizersBackend``, ``extr
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.utils import cached_file
 
 logger = logging.getLogger(__name__)
 
+_MODULE = re.compile(r"\w+")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -38,7 +40,8 @@ def copy_published_files(config: Any, folder: Path) -> list[str]:
     references = [
         name for value in auto_map.values() for name in ([value] if isinstance(value, str) else value) if name
     ]
-    modules = sorted({f"{name.split('--')[-1].split('.')[0]}.py" for name in references})
+    stems = {name.split("--")[-1].split(".")[0] for name in references}
+    modules = sorted(f"{stem}.py" for stem in stems if _MODULE.fullmatch(stem))  # no path: nothing but files beside it
     copied = _copy(config.name_or_path, modules + (list(_PROCESSOR_FILES) if modules else []), folder)
     for name in modules:
         if not (folder / name).is_file():

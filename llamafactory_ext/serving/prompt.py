@@ -15,6 +15,7 @@ from llamafactory.data import Role
 from llamafactory.extras import logging
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
+from llamafactory_ext.gdsh import refuse_control_tokens
 from llamafactory_ext.series import MARKER, FloatArray
 from llamafactory_ext.serving.sources import SourceError, read_source
 
@@ -155,6 +156,7 @@ def _check_prompt(prompt: Prompt, engine: Any) -> None:
             f"found <ts> in a message by system or in a tool; expected {MARKER} in messages by user only"
         )
     try:
+        refuse_control_tokens(f"{system}{tools}")
         turns = engine.template.mm_plugin.process_messages(
             [_turn(message) for message in messages], [], [], prompt.series, engine.processor
         )
