@@ -11,7 +11,7 @@ from typing import Any
 from llamafactory.extras import logging
 
 from llamafactory_ext.model import ChatTSProcessor, read_config
-from llamafactory_ext.model.weights import check_weights
+from llamafactory_ext.model.weights import check_adapter, check_weights
 from llamafactory_ext.register import require
 
 
@@ -52,6 +52,8 @@ def install_config(upstream: Any) -> str | None:
         if config is None:
             return load_config(model_args)
         require()
+        for adapter in model_args.adapter_name_or_path or ():
+            check_adapter(Path(adapter))
         if Path(model_args.model_name_or_path).is_dir() and not model_args.train_from_scratch:
             check_weights(config, Path(model_args.model_name_or_path))
         return config

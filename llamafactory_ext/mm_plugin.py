@@ -23,6 +23,8 @@ from llamafactory_ext.series import MARKER, PATCH_TOKEN, FloatArray, as_series, 
 
 _MARKERS = re.compile(f"({re.escape(MARKER)}|{re.escape(AUDIO_PLACEHOLDER)})")
 
+_ANSWERING = ("assistant", "function")  # roles, as LLaMA-Factory calls them
+
 
 def install(upstream: ModuleType) -> str | None:
     """Registers the plugin, unless one of that name is there (the fork has its own)."""
@@ -40,11 +42,14 @@ def expand_messages(
     LLaMA-Factory's placeholder for an audio counts as a marker beside ``<ts><ts/>``: its chat and API write it.
 
     Raises:
-        ValueError: markers and series differ in number, a ``<ts>`` stands alone, or a text holds a control token.
+        ValueError: markers and series differ in number, a ``<ts>`` stands alone, a marker stands in an
+            answer, or a text holds a control token.
     """
-    messages = _without_engines_markers(messages, len(series))
     for message in messages:
         refuse_control_tokens(message["content"])
+        if message.get("role") in _ANSWERING and (held := _MARKERS.search(message["content"])):
+            raise ValueError(f"found {held[0]} in a message by {message['role']}; expected it by user")
+    messages = _without_engines_markers(messages, len(series))
     found = sum(len(_MARKERS.findall(message["content"])) for message in messages)
     if found != len(series):
         raise ValueError(

@@ -343,7 +343,7 @@ def test_broken_line_of_a_chatts_file(tmp_path: Path, tokenise: Callable[..., An
     good = json.dumps({"input": "<ts><ts/>", "output": "yes", "timeseries": [[1.0]]})
     (tmp_path / "a.jsonl").write_text(f"{good}\n{good[:-3]}\n{good}\n")
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
-    with pytest.raises(ValueError, match=r"a\.jsonl, record 1 is not valid JSON in UTF-8: .*; mend or remove it"):
+    with pytest.raises(ValueError, match=r"a\.jsonl' is not valid JSON at line 2, column 60 .*: correct that place"):
         tokenise(tmp_path)
 
 

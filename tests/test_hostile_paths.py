@@ -94,7 +94,9 @@ def test_what_is_there_is_found(index: SeriesIndex) -> None:
 
 
 @given(stem=st.text(min_size=1, max_size=4), form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
-def test_names_that_differ_by_normalisation_only(stem: str, form: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_names_that_differ_by_normalisation_only(
+    stem: str, form: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """NFC and NFD are one name, as file systems have it; compatibility forms (Ａ and A) are two."""
     other = unicodedata.normalize(form, stem)
     try:

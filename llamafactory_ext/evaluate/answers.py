@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from llamafactory_ext.gdsh import Anomaly, GdshError, parse_answer, read_anomalies
-from llamafactory_ext.gdsh.dialects import FIX
+from llamafactory_ext.gdsh.dialects import FIX, MAX_ANSWER
 
 
 STRICT, LENIENT, SALVAGED, UNREADABLE = FORMS = ("strict", "lenient", "salvaged", "unreadable")
@@ -57,7 +57,8 @@ def read_answer(text: str, salvage: bool = False) -> Reading:
         answer = parse_answer(text)
         anomalies, without = read_anomalies(answer.text)
     except (GdshError, RecursionError, MemoryError) as err:
-        problem, cut_off = _ADVICE.sub("", str(err)) or "the answer is nested too deeply", _is_cut_off(text)
+        problem = _ADVICE.sub("", str(err)) or "the answer is nested too deeply"
+        cut_off = len(text) <= MAX_ANSWER and _is_cut_off(text)
         saved = _salvage(text) if salvage and cut_off else ()
         return Reading(SALVAGED if saved else UNREADABLE, saved, problem, cut_off)
     form = LENIENT if answer.rewritten else STRICT
@@ -94,7 +95,9 @@ def _salvage(text: str) -> tuple[Anomaly, ...]:
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except RecursionError:  # and so from every bracket inside of it on
+            break
+        except ValueError:
             end = at + 1
         else:
             entries += [value] if "interval" in value else []

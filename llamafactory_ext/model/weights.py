@@ -4,11 +4,38 @@ Without this a config that promises more than the files hold is believed: transf
 size, of random numbers.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+
+LARGEST_RANK = 4096
+
+
+def check_adapter(folder: Path) -> None:
+    """Checks what an adapter's ``adapter_config.json`` lets PEFT build, which is made before its weights are read.
+
+    Raises:
+        ValueError: names file and key.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():  # PEFT says that better
+        return
+    try:
+        found = json.loads(file.read_bytes())
+        ranks = {"r": found.get("r", 8), **(found.get("rank_pattern") or {})}
+    except (ValueError, RecursionError, AttributeError, TypeError) as err:
+        raise ValueError(f"{file} is no adapter's configuration ({err}); download it again.") from err
+    for key, rank in ranks.items():
+        if not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+            raise ValueError(
+                f"{file} can't be used: {key} is {rank!r:.60}, expected an integer from 1 to {LARGEST_RANK}."
+            )
+    if found.get("layer_replication") is not None:
+        raise ValueError(f"{file} can't be used: layer_replication makes a model of other layers; take the key out.")
 
 
 def check_weights(config: Any, folder: Path) -> None:

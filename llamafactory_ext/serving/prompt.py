@@ -86,6 +86,8 @@ def _check_settings(request: Any) -> None:
     try:
         request.model_dump_json()
     except ValueError as err:  # JSON can name one, and neither a tokenizer nor an answer can hold it
+        if "surrogate" not in str(err):
+            raise SourceError(f"found what is nested too deeply to be written ({err}); expected flat tools") from err
         raise SourceError("found half of a surrogate pair (\\ud800 to \\udfff) in a text; expected Unicode") from err
     for name, (low, high, expected) in _RANGES.items():
         value = getattr(request, name)
