@@ -8,9 +8,10 @@ where the fork has the same feature already.
 A seam is put in place when its module has been imported, at once where it was before. One that does not fit, whatever
 the reason, does not stop a run that has no use for it; a run that has stops with the seam's name and both versions.
 
-Of transformers, public classes are subclassed; two uses go beyond what is documented: the model overrides
+Of transformers, public classes are subclassed; three uses go beyond what is documented: the model overrides
 ``GenerationMixin._expand_inputs_for_generation``, as transformers' own multimodal models do, since series are not one
-a row; and ``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
+a row; ``sft_trainer`` extends ``Trainer._save_rng_state``, after which ``trainer_state.json`` may be written; and
+``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
 ``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use.
 """
@@ -102,6 +103,12 @@ SEAMS: tuple[Seam, ...] = (
         "llamafactory.hparams.parser:_TRAIN_ARGS",
         "llamafactory_ext.arguments:install",
         "the argument classes are a fixed list; unknown YAML keys are refused",
+    ),
+    Seam(
+        "llamafactory.hparams.parser:get_last_checkpoint",
+        "llamafactory_ext.resuming:install",
+        "upstream goes on from the highest number, though the run was killed while that checkpoint was written",
+        on_fork=True,
     ),
     Seam(
         "llamafactory.model.loader:_get_init_kwargs",

@@ -1,4 +1,5 @@
-"""The Trainer of stage ``sft``: event F1 while it trains, predictions without ROUGE, tokenizers as published.
+"""The Trainer of stage ``sft``: event F1 while it trains, predictions without ROUGE, tokenizers as published, whole
+checkpoints.
 
 Puts a subclass in place of ``CustomSeq2SeqTrainer`` in ``llamafactory.train.sft.workflow``.
 """
@@ -7,9 +8,11 @@ from typing import Any
 
 from llamafactory.extras import logging
 from llamafactory.extras.ploting import plot_loss
+from llamafactory.train.callbacks import SaveProcessorCallback
 
 from llamafactory_ext.event_f1 import EventF1Callback
 from llamafactory_ext.model import ChatTSProcessor
+from llamafactory_ext.resuming import choose_checkpoint, clear_way, full_disk_told
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -24,8 +27,23 @@ def install(upstream: Any) -> str | None:
         def __init__(self, *, finetuning_args: Any, processor: Any, gen_kwargs: Any = None, **kwargs: Any) -> None:
             super().__init__(finetuning_args=finetuning_args, processor=processor, gen_kwargs=gen_kwargs, **kwargs)
             self.series_processor = processor if isinstance(processor, ChatTSProcessor) else None
+            if self.series_processor is not None:  # written by `save_model`; upstream writes it again, after all else
+                self.remove_callback(SaveProcessorCallback)
             if finetuning_args.event_f1_steps is not None and self.args.do_train:
                 self.add_callback(EventF1Callback(self, finetuning_args, gen_kwargs or {}))
+
+        def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+            checkpoint = choose_checkpoint(self.args.output_dir, resume_from_checkpoint)
+            if self.is_world_process_zero():
+                clear_way(self.args.output_dir, checkpoint)
+            with full_disk_told(self.args.output_dir):
+                return super().train(checkpoint, *args, **kwargs)
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            super()._save_rng_state(output_dir)
+            # The last file of each process. Process 0 then writes trainer_state.json, which says that all are there,
+            # and deletes older checkpoints.
+            self.accelerator.wait_for_everyone()
 
         def save_state(self) -> None:
             super().save_state()  # writes the log that is plotted
@@ -34,10 +52,11 @@ def install(upstream: Any) -> str | None:
                 plot_loss(self.args.output_dir, keys=["event_f1"])
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-            super().save_model(output_dir, _internal_call)
-            if self.series_processor is not None and self.args.should_save:
-                # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
-                self.series_processor.save_pretrained(output_dir or self.args.output_dir)
+            with full_disk_told(self.args.output_dir):
+                super().save_model(output_dir, _internal_call)
+                if self.series_processor is not None and self.args.should_save:
+                    # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
+                    self.series_processor.save_pretrained(output_dir or self.args.output_dir)
 
         def predict(self, *args: Any, **kwargs: Any) -> Any:
             """As upstream's; for series with a cache of keys and values, whatever the checkpoint says, and without

@@ -39,6 +39,10 @@ DIGESTS = {
         "0.9.4": "6388ffe40269e610",
         "0.9.5": "f9e196d12a5a1169",
     },
+    "llamafactory.hparams.parser:get_last_checkpoint": {
+        "0.9.4": "f657fbf1afd35cdf",
+        "0.9.5": "6649fbb8bc7fba53",
+    },
     "llamafactory.model.loader:_get_init_kwargs": {
         "0.9.4": "2e57404f91f19acd",
         "0.9.5": "384049d28d04e15f",

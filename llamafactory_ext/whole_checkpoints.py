@@ -1,0 +1,89 @@
+"""Which checkpoints of a run are whole. Knows the files, neither LLaMA-Factory nor the Trainer (transformers 5.6, 4.57).
+
+The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and goes on from the
+highest number. A run that is killed meanwhile leaves a folder that looks like a checkpoint. Here a checkpoint is whole
+where ``trainer_state.json`` can be read and no file of weights or states is cut off, whatever files there are: those of
+DeepSpeed and FSDP, of adapters and of whole models differ.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+
+WRITTEN_LAST = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_INDEX = ".index.json"
+_TORCH = (".pt", ".pth", ".bin")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Returns the folders that transformers takes for checkpoints, the newest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def last_whole(output_dir: Path) -> Path | None:
+    """Returns the newest checkpoint that is whole; None where there is none."""
+    return next((path for path in checkpoints(output_dir) if first_fault(path) is None), None)
+
+
+def first_fault(checkpoint: Path) -> str | None:
+    """Returns what a checkpoint lacks, None where it is whole. Reads heads and ends of files, no weights."""
+    return next(_faults(checkpoint), None)
+
+
+def _faults(checkpoint: Path) -> Iterator[str]:
+    if not (checkpoint / WRITTEN_LAST).is_file():
+        yield f"no {WRITTEN_LAST}, which is written last"
+        return
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and _is_cut_off(path):
+            yield f"{path.relative_to(checkpoint)} is cut off at {path.stat().st_size:,} bytes"
+        elif path.name.endswith(_INDEX):
+            parts = sorted(set(json.loads(path.read_text("utf-8")).get("weight_map", {}).values()))
+            yield from (f"no {name}, which {path.name} names" for name in parts if not (path.parent / name).is_file())
+
+
+def _is_cut_off(path: Path) -> bool:
+    if path.name == WRITTEN_LAST or path.name.endswith(_INDEX):
+        return not _is_json(path)
+    if path.suffix == ".safetensors":
+        return not _is_safetensors(path)
+    if path.suffix in _TORCH:
+        return not _is_torch(path)
+    return False
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy"):  # compares the head with the file's size
+            return True
+    except SafetensorError:
+        return False
+
+
+def _is_torch(path: Path) -> bool:
+    """torch.save writes a ZIP archive, whose directory comes last; its older form can't be judged and is taken."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return zipfile.is_zipfile(path) if head == b"PK" else len(head) == 2

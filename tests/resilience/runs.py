@@ -1,0 +1,44 @@
+"""What the scripts here share: a small data set, the demo's recipe for it, and the command line in a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+from conftest import Gdsh, annotation, answer, path_of_environment  # noqa: E402
+from demo_model import write_model  # noqa: E402
+
+
+def write_small_data(folder: Path) -> None:
+    """Writes ``folder/model``, a tiny ChatTS, and ``folder/data``: eight points of 64 values."""
+    write_model(folder / "model")
+    data = Gdsh(folder / "data")
+    for point in range(8):
+        data.csv(f"p{point}.csv", [float((i * (point + 3)) % 11) for i in range(64)])
+    data.records(*[annotation(f"p{point}.jpg", answer((5 + point, 9 + point))) for point in range(8)])
+
+
+def demo_recipe(folder: Path, output: Path) -> dict[str, Any]:
+    """The keys of ``yaml/cpu_demo.yaml`` for what :func:`write_small_data` wrote, one record a step."""
+    recipe: dict[str, Any] = yaml.safe_load((ROOT / "yaml" / "cpu_demo.yaml").read_text("utf-8"))
+    recipe |= {"model_name_or_path": str(folder / "model"), "dataset": "a", "dataset_dir": str(folder / "data")}
+    recipe |= {"output_dir": str(output), "overwrite_output_dir": False, "cutoff_len": 1024}
+    return recipe | {"per_device_train_batch_size": 1, "save_total_limit": 3}
+
+
+def start(keys: dict[str, Any], folder: Path, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """Starts ``llamafactory-cli train`` in a session of its own; what it prints is added to ``log``."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(keys), "utf-8")
+    defaults = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **defaults, "PATH": path_of_environment(), **environment}
+    command = [str(Path(sys.executable).with_name("llamafactory-cli")), "train", str(recipe)]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out, start_new_session=True)
