@@ -4,7 +4,6 @@ Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is ca
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from llamafactory_ext.whole_checkpoints import checkpoints, first_fault, last_wh
 logger = logging.get_logger("llamafactory.ext")
 
 _WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG)
-_WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "os error 28")
+# safetensors (Rust) tells the system's error as text; torch.save only that its archive came out wrong.
+_WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "inline_container.cc")
 
 
 def install(upstream: Any) -> str | None:

@@ -1,9 +1,9 @@
-"""Which checkpoints of a run are whole. Knows the files, neither LLaMA-Factory nor the Trainer (transformers 5.6, 4.57).
+"""Which checkpoints of a run are whole. Knows the files only, not LLaMA-Factory; checked on transformers 4.57 and 5.6.
 
 The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and goes on from the
-highest number. A run that is killed meanwhile leaves a folder that looks like a checkpoint. Here a checkpoint is whole
-where ``trainer_state.json`` can be read and no file of weights or states is cut off, whatever files there are: those of
-DeepSpeed and FSDP, of adapters and of whole models differ.
+highest number. A run that is killed meanwhile leaves a folder that looks like a checkpoint. Here one is whole where
+``trainer_state.json`` can be read and no file of weights or states is cut off. Which files there must be is not asked:
+those of adapters, whole models, DeepSpeed and FSDP differ.
 """
 
 import json

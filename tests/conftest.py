@@ -17,6 +17,7 @@ SHARED_RECORDS = ROOT.parent / "shared" / "real"
 sys.path.insert(0, str(ROOT / "tools"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # before its modules are imported: no test asks a network for anything
 
+CLI = str(Path(sys.executable).with_name("llamafactory-cli"))
 USER = "<image>\n请找出异常区间，用JSON回答。"
 NOTHING_FOUND = '{"status":"success","detected_anomalies":[]}'
 
@@ -121,15 +122,11 @@ def tokenise(demo: Path, tmp_path: Path) -> Callable[..., Any]:
 
 def run_cli(*arguments: str, cwd: Path, timeout: int = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the real ``llamafactory-cli`` of this environment in a process of its own."""
-    # One thread: the models are tiny, and threads that wait for one another take most of the time of two cores.
-    defaults = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    env = {**os.environ, **defaults, "PATH": path_of_environment(), **environment}
-    command = [str(Path(sys.executable).with_name("llamafactory-cli")), *arguments]
+    env = cli_environment(**environment)
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *more], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        command = [CLI, *arguments, *more]
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
     done = run()
     if "exitcode: -6" in done.stderr and "train_runtime" in done.stdout:
@@ -137,6 +134,25 @@ def run_cli(*arguments: str, cwd: Path, timeout: int = 600, **environment: str) 
         # left, and the other was aborted while leaving. Only that is tried again, and only once.
         done = run("overwrite_output_dir=true")
     return done
+
+
+def start_cli(*arguments: str, cwd: Path, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """Starts it in a session of its own and returns at once; what it prints is added to ``log``."""
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [CLI, *arguments],
+            cwd=cwd,
+            env=cli_environment(**environment),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+
+def cli_environment(**environment: str) -> dict[str, str]:
+    # One thread: the models are tiny, and threads that wait for one another take most of the time of two cores.
+    defaults = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **defaults, "PATH": path_of_environment(), **environment}
 
 
 def path_of_environment() -> str:

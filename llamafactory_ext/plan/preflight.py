@@ -14,6 +14,7 @@ from typing import Any, Literal
 from llamafactory_ext.check.recipe import UsageError
 from llamafactory_ext.plan.cards import Card
 from llamafactory_ext.plan.recipe import Recipe
+from llamafactory_ext.whole_checkpoints import last_whole
 
 
 _AMPERE = (8, 0)
@@ -129,9 +130,7 @@ def _output(recipe: Recipe) -> Iterator[Check]:
     if recipe.get("overwrite_output_dir", False):
         yield Check("warning", f"output_dir {folder} is in use and will be overwritten")
         return
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(str(folder))
+    last = last_whole(folder)
     if last is None:
         left = {"trainer_state.json", "adapter_model.safetensors", "model.safetensors"} & {
             p.name for p in folder.iterdir()
@@ -141,11 +140,11 @@ def _output(recipe: Recipe) -> Iterator[Check]:
             level, f"output_dir {folder} holds files and no checkpoint: name another, or overwrite_output_dir=true"
         )
         return
-    base = _read(Path(last) / "adapter_config.json").get("base_model_name_or_path")
+    base = _read(last / "adapter_config.json").get("base_model_name_or_path")
     if base is not None and base != recipe.model:
         yield Check("fault", f"output_dir {folder} is a run of {base}, this is one of {recipe.model}: name another")
         return
-    step = _read(Path(last) / "trainer_state.json").get("global_step")
+    step = _read(last / "trainer_state.json").get("global_step")
     yield Check(
         "warning", f"output_dir {folder}: the run goes on from step {step}; overwrite_output_dir=true starts over"
     )

@@ -26,8 +26,8 @@ from typing import Any
 
 import psutil
 import torch
-from runs import demo_recipe, start, write_small_data
 from safetensors.torch import load_file
+from small_runs import demo_recipe, start, write_small_data
 
 
 STEPS = 40
@@ -199,7 +199,9 @@ def kill_workers(folder: Path) -> Iterator[str]:
         status = finish(process)
         text = log.read_text("utf-8", errors="replace")
         resumed = text.count("Resuming training from")
-        print(f"worker {rank} of 2 killed: exit status {status}, resumed {resumed // 2} times by 2 processes", flush=True)
+        print(
+            f"worker {rank} of 2 killed: exit status {status}, resumed {resumed // 2} times by 2 processes", flush=True
+        )
         if status or not resumed:
             yield f"worker {rank}: exit status {status}: {text[-3000:]}"
         yield from differences(whole, output, f"worker {rank}")
@@ -222,10 +224,11 @@ def fill_disk(folder: Path) -> Iterator[str]:
         return
     try:
         status = finish(start(keys, folder, log))
-        message = log.read_text("utf-8", errors="replace").strip().splitlines()[-1]
+        text = log.read_text("utf-8", errors="replace")
+        message = next((line for line in text.splitlines() if " MiB free" in line), text[-3000:])
         good, half = judge(output)
         print(f"full disk: exit status {status}, newest whole {good}, half {half}\n  {message}", flush=True)
-        if not status or "MiB free" not in message or not good:
+        if not status or " MiB free" not in message or not good:
             yield f"full disk: exit status {status}, {message}"
         subprocess.run(["mount", "-o", "remount,size=100m", str(output)], check=True)
         yield from going_on(keys, folder, log, good)

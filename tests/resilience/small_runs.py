@@ -1,6 +1,5 @@
 """What the scripts here share: a small data set, the demo's recipe for it, and the command line in a process."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-from conftest import Gdsh, annotation, answer, path_of_environment  # noqa: E402
+from conftest import Gdsh, annotation, answer, start_cli  # noqa: E402
 from demo_model import write_model  # noqa: E402
 
 
@@ -34,11 +33,7 @@ def demo_recipe(folder: Path, output: Path) -> dict[str, Any]:
 
 
 def start(keys: dict[str, Any], folder: Path, log: Path, **environment: str) -> "subprocess.Popen[bytes]":
-    """Starts ``llamafactory-cli train`` in a session of its own; what it prints is added to ``log``."""
+    """Starts ``llamafactory-cli train`` with these keys; what it prints is added to ``log``."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(keys), "utf-8")
-    defaults = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    env = {**os.environ, **defaults, "PATH": path_of_environment(), **environment}
-    command = [str(Path(sys.executable).with_name("llamafactory-cli")), "train", str(recipe)]
-    with log.open("ab") as out:
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out, start_new_session=True)
+    return start_cli("train", str(recipe), cwd=folder, log=log, **environment)

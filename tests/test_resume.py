@@ -1,0 +1,231 @@
+"""A run goes on from its last whole checkpoint, whatever ended it, and ends as one that nothing happened to."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, Gdsh, annotation, answer, log_history, start_cli
+from safetensors.torch import load_file
+
+from llamafactory_ext.whole_checkpoints import checkpoints, first_fault, last_whole
+
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def recipe(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Four steps on four short series, a checkpoint after each second one."""
+    folder = tmp_path_factory.mktemp("resume")
+    data = Gdsh(folder / "data")
+    for point in range(4):
+        data.csv(f"p{point}.csv", [float((i * (point + 3)) % 11) for i in range(64)])
+    data.records(*[annotation(f"p{point}.jpg", answer((5 + point, 9 + point))) for point in range(4)])
+    keys: dict[str, Any] = yaml.safe_load((ROOT / "yaml" / "cpu_demo.yaml").read_text("utf-8"))
+    keys |= {"model_name_or_path": str(demo / "model"), "dataset": "a", "dataset_dir": str(data.folder)}
+    keys |= {"cache_dir": str(folder / "cache"), "output_dir": str(folder / "whole"), "overwrite_output_dir": False}
+    return keys | {"per_device_train_batch_size": 1, "max_steps": 4, "save_steps": 2, "save_total_limit": 2}
+
+
+@pytest.fixture(scope="module")
+def train(recipe: dict[str, Any]) -> Train:
+    """LLaMA-Factory's own `run_exp` in this process; takes an output folder and keys, returns the folder."""
+
+    def run(output: Path, **keys: Any) -> Path:
+        from llamafactory.train.tuner import run_exp
+
+        run_exp({**recipe, "output_dir": str(output), **keys})
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: dict[str, Any], train: Train) -> Path:
+    """A run that nothing happens to."""
+    return train(Path(recipe["output_dir"]))
+
+
+@pytest.fixture
+def killed(whole: Path, tmp_path: Path) -> Path:
+    """The same run as a kill in its last checkpoint leaves it: cut off there, nothing written after it."""
+    output = tmp_path / "out"
+    output.mkdir()
+    shutil.copytree(whole / "checkpoint-2", output / "checkpoint-2")
+    shutil.copytree(whole / "checkpoint-4", output / "checkpoint-4")
+    (output / "checkpoint-4" / "trainer_state.json").unlink()
+    cut(output / "checkpoint-4" / "optimizer.pt")
+    shutil.copy(whole / "trainer_log.jsonl", output)
+    return output
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def assert_same(output: Path, whole: Path) -> None:
+    """Weights to the bit, every loss, every line of the log that is no time."""
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, output))
+    assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    keys = ("step", "loss", "grad_norm", "learning_rate")
+    losses = [[[one.get(key) for key in keys] for one in log_history(folder)] for folder in (whole, output)]
+    assert losses[0] == losses[1]
+    lines = [[json.loads(line) for line in (folder / "trainer_log.jsonl").open()] for folder in (whole, output)]
+    assert [[(one["current_steps"], one.get("loss")) for one in log] for log in lines[:1]] == [
+        [(one["current_steps"], one.get("loss")) for one in log] for log in lines[1:]
+    ]
+
+
+def test_what_the_trainer_wrote_is_whole(whole: Path) -> None:
+    assert [path.name for path in checkpoints(whole)] == ["checkpoint-4", "checkpoint-2"]
+    assert [first_fault(path) for path in checkpoints(whole)] == [None, None]
+    files = sorted((whole / "checkpoint-4").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert files[-1].name == "trainer_state.json"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_file_that_is_cut_off_is_named(whole: Path, tmp_path: Path, name: str, share: float) -> None:
+    checkpoint = Path(shutil.copytree(whole / "checkpoint-4", tmp_path / "checkpoint-4"))
+    cut(checkpoint / name, share)
+    fault = first_fault(checkpoint)
+    assert fault is not None and fault.startswith(name)
+    assert last_whole(tmp_path) is None
+
+
+def test_layouts_of_deepspeed_and_of_several_files_are_whole(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-8"
+    (checkpoint / "global_step8").mkdir(parents=True)
+    shards = [checkpoint / "global_step8" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
+    for path in (*shards, checkpoint / "rng_state_0.pth"):
+        torch.save({"state": torch.zeros(3)}, path)
+    (checkpoint / "latest").write_text("global_step8")
+    (checkpoint / "zero_to_fp32.py").write_text("")
+    (checkpoint / "trainer_state.json").write_text("{}")
+    torch.save({"old": torch.zeros(3)}, checkpoint / "old.bin", _use_new_zipfile_serialization=False)
+    assert first_fault(checkpoint) is None
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00002.safetensors"}}))
+    assert first_fault(checkpoint) == f"no model-00002.safetensors, which {index.name} names"
+    index.unlink()
+    cut(shards[1])
+    assert str(first_fault(checkpoint)).startswith("global_step8/zero_pp_rank_1_mp_rank_00_optim_states.pt is cut off")
+
+
+def test_a_killed_run_goes_on(killed: Path, whole: Path, train: Train, log: pytest.LogCaptureFixture) -> None:
+    with (killed / "trainer_log.jsonl").open("a") as file:
+        file.write('{"current_steps": 4, "lo')  # and the writer of the log was killed, too
+    train(killed)
+    assert_same(killed, whole)
+    assert "checkpoint-4 is not gone on from: no trainer_state.json, which is written last." in log.text
+    assert "It is incomplete-checkpoint-4 now" in log.text
+    # What is set aside does not count as one of the two checkpoints that are kept.
+    assert {path.name for path in killed.iterdir() if path.is_dir()} == {
+        "checkpoint-2",
+        "checkpoint-4",
+        "incomplete-checkpoint-4",
+    }
+
+
+def test_a_run_without_a_whole_checkpoint_starts_at_the_start(killed: Path, whole: Path, train: Train) -> None:
+    shutil.rmtree(killed / "checkpoint-2")
+    train(killed)
+    assert_same(killed, whole)
+
+
+def test_a_half_checkpoint_that_is_asked_for_is_refused(killed: Path, train: Train) -> None:
+    asked = killed / "checkpoint-4"
+    with pytest.raises(ValueError, match=r"can't be gone on from: no trainer_state\.json.*checkpoint-2 is whole"):
+        train(killed, resume_from_checkpoint=str(asked))
+    assert asked.is_dir()
+
+
+def test_true_means_the_last_whole_one(killed: Path, whole: Path, train: Train) -> None:
+    train(killed, resume_from_checkpoint=True)
+    assert_same(killed, whole)
+
+
+def test_a_run_that_starts_over_leaves_no_checkpoint_of_another(killed: Path, train: Train) -> None:
+    """Killed before its step 4, it would go on from the other run's checkpoint-4."""
+    shutil.rmtree(killed / "checkpoint-4")
+    (killed / "checkpoint-2").rename(killed / "checkpoint-4")
+    train(killed, overwrite_output_dir=True, max_steps=2)
+    assert {path.name for path in killed.iterdir() if path.is_dir()} == {"checkpoint-2", "earlier-checkpoint-4"}
+
+
+def test_without_an_optimizer_is_said(killed: Path, train: Train, log: pytest.LogCaptureFixture) -> None:
+    (killed / "checkpoint-2" / "optimizer.pt").unlink()
+    train(killed)
+    assert "checkpoint-2 holds no optimizer" in log.text
+
+
+@pytest.fixture
+def no_room_for_the_optimizer() -> Iterator[Callable[[], None]]:
+    """No file may be longer than 2 MB: the weights fit, twice as many numbers of the optimizer do not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+
+    def lift() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    yield lift
+    lift()
+
+
+def test_a_full_disk_is_told_in_one_line(
+    killed: Path, whole: Path, train: Train, no_room_for_the_optimizer: Callable[[], None]
+) -> None:
+    with pytest.raises(OSError, match=r"out can't be written: .* MiB free.*it goes on from checkpoint-2\.") as caught:
+        train(killed)
+    assert "\n" not in str(caught.value)
+    assert first_fault(killed / "checkpoint-2") is None and first_fault(killed / "checkpoint-4") is not None
+    no_room_for_the_optimizer()
+    train(killed)
+    assert_same(killed, whole)
+
+
+SLOW_SECOND_PROCESS = """
+import os
+if os.environ.get("LOCAL_RANK") == "1":
+    import time, torch
+    save = torch.save
+    torch.save = lambda *args, **kwargs: (time.sleep(0.5), save(*args, **kwargs))
+"""
+
+
+def test_torchrun_starts_again_what_was_killed(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """One of two processes is killed; both go on. ``trainer_state.json`` has waited for the slower one's files."""
+    output, text = tmp_path / "out", tmp_path / "log.txt"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SECOND_PROCESS)
+    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "output_dir": str(output), "max_steps": 6}))
+    environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "RDZV_ID": "resume", "MAX_RESTARTS": "2"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    process = start_cli("train", str(tmp_path / "recipe.json"), cwd=tmp_path, log=text, **environment)
+    try:
+        while process.poll() is None and not (output / "checkpoint-2" / "trainer_state.json").exists():
+            time.sleep(0.01)
+        assert process.poll() is None, text.read_text()[-4000:]
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.environ().get("LOCAL_RANK") == "1":
+                child.kill()
+        assert process.wait(timeout=600) == 0, text.read_text()[-4000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "Resuming training from" in text.read_text()
+    assert [one["step"] for one in log_history(output) if "loss" in one] == [1, 2, 3, 4, 5, 6]
+    for checkpoint in checkpoints(output):
+        times = {path.name: path.stat().st_mtime_ns for path in checkpoint.iterdir()}
+        assert times["trainer_state.json"] >= times["rng_state_1.pth"]
