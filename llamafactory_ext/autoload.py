@@ -28,7 +28,7 @@ class LlamaFactoryWaiter:
     pure.
     """
 
-    needless = ("register", "hook", "installed", "dataset_entry", "gdsh", "prepare")
+    needless = ("register", "hook", "installed", "restarts", "dataset_entry", "gdsh", "prepare")
 
     @classmethod
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":

@@ -13,7 +13,8 @@ Of transformers, public classes are subclassed; three uses go beyond what is doc
 a row; ``sft_trainer`` extends ``Trainer._save_rng_state``, after which ``trainer_state.json`` may be written; and
 ``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
-``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use.
+``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``resuming`` teaches ``torch.load``
+a place by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads.
 """
 
 import importlib
@@ -25,6 +26,7 @@ from types import ModuleType
 
 from llamafactory_ext.hook import AfterImport, is_gone, is_importing
 from llamafactory_ext.installed import CHECKED, on_fork, versions
+from llamafactory_ext.restarts import prepare_restarts
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def activate() -> AfterImport:
     """
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+        prepare_restarts()
     _install_waiting()
     for seam in SEAMS:
         if seam.target not in _states and seam.module not in sys.modules and is_gone(seam.module):

@@ -209,10 +209,10 @@ def test_torchrun_starts_again_what_was_killed(recipe: dict[str, Any], tmp_path:
     """One of two processes is killed; both go on. ``trainer_state.json`` has waited for the slower one's files."""
     output, text = tmp_path / "out", tmp_path / "log.txt"
     (tmp_path / "sitecustomize.py").write_text(SLOW_SECOND_PROCESS)
-    (tmp_path / "recipe.json").write_text(json.dumps({**recipe, "output_dir": str(output), "max_steps": 6}))
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "output_dir": str(output), "max_steps": 6}))
     environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "RDZV_ID": "resume", "MAX_RESTARTS": "2"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
-    process = start_cli("train", str(tmp_path / "recipe.json"), cwd=tmp_path, log=text, **environment)
+    process = start_cli("train", str(tmp_path / "recipe.yaml"), cwd=tmp_path, log=text, **environment)
     try:
         while process.poll() is None and not (output / "checkpoint-2" / "trainer_state.json").exists():
             time.sleep(0.01)
