@@ -127,6 +127,16 @@ def test_header_says_what_it_needs_and_how_to_run_it(path: Path) -> None:
 
 
 @named(RECIPES)
+def test_a_killed_run_goes_on(path: Path, defaults: dict[str, Any]) -> None:
+    """One checkpoint is whole while the next is written, with all that is needed to go on; the header says how."""
+    effective = defaults | read(path)
+    assert effective["save_total_limit"] is None or effective["save_total_limit"] > 1
+    assert effective["save_strategy"] == "steps" and not effective["save_only_model"]
+    over = "overwrite_output_dir=false" if effective["overwrite_output_dir"] else "give the same command again"
+    assert f"# Resume: {over}" in header(path)
+
+
+@named(RECIPES)
 def test_every_key_is_known(path: Path, defaults: dict[str, Any]) -> None:
     assert set(read(path)) <= set(defaults)
 
