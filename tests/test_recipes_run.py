@@ -12,6 +12,8 @@ import torch
 from conftest import ROOT, Gdsh, annotation, answer, log_history, run_cli
 from safetensors.torch import load_file
 
+from llamafactory_ext.whole_checkpoints import first_fault
+
 
 PLAIN = ("2080ti_qlora", "2080ti_simple", "3060_qlora")
 TORCHRUN = ("2080ti_qlora_safe",)
@@ -69,7 +71,9 @@ def test_two_processes(recipe: str, data: Path, demo: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("recipe", DEEPSPEED)
 def test_deepspeed(recipe: str, data: Path, demo: Path, tmp_path: Path) -> None:
-    check_adapter(train(recipe, data, demo / "model", tmp_path, FORCE_TORCHRUN="1", NPROC_PER_NODE="1"))
+    output = train(recipe, data, demo / "model", tmp_path, FORCE_TORCHRUN="1", NPROC_PER_NODE="1")
+    check_adapter(output)
+    assert first_fault(output / "checkpoint-2") is None  # DeepSpeed's own layout
 
 
 def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path) -> None:

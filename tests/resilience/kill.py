@@ -193,6 +193,8 @@ def kill_workers(folder: Path) -> Iterator[str]:
         output, log = folder / f"workers{rank}", folder / f"workers{rank}.log"
         keys = recipe(folder, output, "full")
         process = start(keys, folder, log, **TORCHRUN, RDZV_ID=f"kill{rank}", MAX_RESTARTS="2")
+        while process.poll() is None and not (output / "checkpoint-4" / "trainer_state.json").exists():
+            time.sleep(0.01)
         wait_for_moment(process, output, True)
         (worker,) = [one for one in workers(process.pid) if one.environ().get("LOCAL_RANK") == str(rank)]
         worker.kill()
