@@ -10,7 +10,7 @@ _AUTOLOADED = "llamafactory_ext.autoload" in sys.modules  # before the next line
 
 from llamafactory_ext.autoload import enabled  # noqa: E402
 from llamafactory_ext.dataset_entry import FORMATS  # noqa: E402
-from llamafactory_ext.installed import CHECKED, on_fork, version  # noqa: E402
+from llamafactory_ext.installed import CHECKED, on_fork, too_old, version  # noqa: E402
 
 
 _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "pandas")
@@ -46,8 +46,11 @@ def main() -> int:
     wrong |= register.failures()
     for target, why in wrong.items():
         print(f"WRONG {target}: {why}")
+    old = too_old()
+    if old:
+        print(f"WRONG {old}")
     missing = not templates or "gdsh" not in formats or ("chatts" not in formats and not on_fork())
-    return 1 if wrong or missing else 0
+    return 1 if wrong or missing or old else 0
 
 
 def _load() -> tuple[list[str], list[str]]:

@@ -2,7 +2,8 @@
 
 Imported by ``llamafactory_ext.pth`` at every start of Python, so it costs next to nothing (standard library only, and
 only modules that Python has loaded by then) and does nothing in a program that never imports LLaMA-Factory.
-``LLAMAFACTORY_EXT=0`` in the environment switches it off.
+``LLAMAFACTORY_EXT=0`` in the environment switches it off. The ``.pth`` file catches what goes wrong here and tells it
+in one line, once, though a virtual environment's files are read twice: half an installation stops no program.
 
 A ``.pth`` file rather than an entry point, because LLaMA-Factory looks for none, and starts its own ``launcher.py``
 under torchrun, where a wrapper command would not be loaded.
@@ -34,15 +35,20 @@ class LlamaFactoryWaiter:
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":
         package, _, rest = name.partition(".")
         if name == "llamafactory" or (package == "llamafactory_ext" and rest.split(".")[0] not in ("", *cls.needless)):
-            return cls.switch_on().find_spec(name, path, target)
+            finder = cls.switch_on()
+            return finder and finder.find_spec(name, path, target)
         return None
 
     @classmethod
-    def switch_on(cls) -> "MetaPathFinder":
+    def switch_on(cls) -> "MetaPathFinder | None":
         if cls in sys.meta_path:
             sys.meta_path.remove(cls)
-        from llamafactory_ext import register
-
+        try:
+            from llamafactory_ext import register
+        except Exception as why:  # half an installation: LLaMA-Factory itself will say that it knows no `chatts`
+            if sys.stderr:
+                sys.stderr.write(f"llamafactory_ext can't be loaded and stays off, {why!r}. Install it again\n")
+            return None
         return register.activate()
 
 

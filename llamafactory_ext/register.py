@@ -14,7 +14,8 @@ a row; ``sft_trainer`` extends ``Trainer._save_rng_state``, after which ``traine
 ``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
 ``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``resuming`` names a place to
-``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads.
+``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads. What they
+lean on is watched like the seams, a version each: ``LEANINGS`` in ``tests/upstream.py``.
 """
 
 import importlib
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from llamafactory_ext.hook import AfterImport, is_gone, is_importing
-from llamafactory_ext.installed import CHECKED, on_fork, versions
+from llamafactory_ext.installed import CHECKED, on_fork, too_old, versions
 from llamafactory_ext.restarts import prepare_restarts
 
 
@@ -204,8 +205,12 @@ def activate() -> AfterImport:
     """Puts every seam in place: now for modules that are imported, else right after their import. Idempotent.
 
     Raises:
-        SeamError: a seam can't be put in place, and the command line tells that this run needs it.
+        SeamError: a seam can't be put in place, or the versions are too old, and the command line tells that this run
+            needs the plugin.
     """
+    old = too_old()
+    if old and _is_needed():
+        raise SeamError(old)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
         prepare_restarts()
@@ -279,10 +284,16 @@ def _install(seam: Seam) -> None:
 def _fail(seam: Seam, why: str, cause: Exception | None = None) -> None:
     _states[seam.target] = f"missing: {why}"
     _failures[seam.target] = why
-    from llamafactory_ext.need import run_needs_plugin
-
-    if run_needs_plugin(sys.argv):
+    if _is_needed():
         raise SeamError(_message()) from cause
+
+
+def _is_needed() -> bool:
+    try:
+        from llamafactory_ext.need import run_needs_plugin
+    except ImportError:  # no PyYAML, or half an installation: :func:`require` is asked later on
+        return False
+    return run_needs_plugin(sys.argv)
 
 
 def _misfit(seam: Seam, module: ModuleType) -> str | None:

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import upstream
+from conftest import ROOT
 
 from llamafactory_ext import register
 from llamafactory_ext.installed import CHECKED
@@ -96,6 +97,30 @@ DIGESTS = {
         "0.9.5": "2457bb14259d7254",
     },
 }
+LEANING_DIGESTS = {
+    "llamafactory_ext.encoder_training:optimizer_with_encoder_lr": {
+        "4.57.1": "c18cba4c1d150bfc",
+        "4.57.6": "c18cba4c1d150bfc",
+        "5.6.0": "9b257be78f196f9f",
+    },
+    "llamafactory_ext.sft_trainer:install": {
+        "4.57.1": "8c59d5290ae149aa",
+        "4.57.6": "8c59d5290ae149aa",
+        "5.6.0": "ab4bc3e0b784c8b7",
+    },
+    "llamafactory_ext.model.modeling:ChatTSMixin": {
+        "4.57.1": "ab0f4331a8ae18a6",
+        "4.57.6": "ab0f4331a8ae18a6",
+        "5.6.0": "47e6563a62d183e1",
+    },
+    "llamafactory_ext.model.attention:sdpa_repeated": {
+        "4.57.1": "2e2135deda572c9c",
+        "4.57.6": "2e2135deda572c9c",
+        "5.6.0": "a5e1a66fdaa0e143",
+    },
+    "llamafactory_ext.model.host_embedding:HostEmbedding": {"2.11.0": "1cc223e601462ea2"},
+    "llamafactory_ext.model.host_embedding:keep_out_of_ddp": {"2.11.0": "275cab2067558397"},
+}
 BY_TARGET = {seam.target: seam for seam in register.SEAMS}
 
 
@@ -109,7 +134,7 @@ def test_every_seam_is_watched() -> None:
 @pytest.mark.parametrize("target", DIGESTS)
 def test_source_is_what_was_checked(target: str) -> None:
     version, seam = upstream.installed_version(), BY_TARGET[target]
-    found = upstream.digest(upstream.installed_root(), target)
+    found = upstream.digest(upstream.installed_root(), upstream.SOURCES[target])
     recheck = (
         f"Read {', '.join(upstream.SOURCES[target])} against {seam.installer} ({seam.reason}), run the tests, then "
         "record what `python tests/upstream.py` prints, here and the version in installed.CHECKED."
@@ -117,6 +142,27 @@ def test_source_is_what_was_checked(target: str) -> None:
     recorded = DIGESTS[target].get(version)
     assert recorded is not None, f"{target}: llamafactory {version} has not been checked. {recheck}"
     assert found == recorded, f"{target}: upstream's source has moved in llamafactory {version}. {recheck}"
+
+
+def test_every_leaning_is_watched() -> None:
+    assert list(LEANING_DIGESTS) == list(upstream.LEANINGS)
+    for ours, (package, _) in upstream.LEANINGS.items():
+        assert set(LEANING_DIGESTS[ours]) == set(CHECKED[package])
+        assert upstream.source_of(ROOT, ours.replace(".", "/").replace(":", ".py:"))
+
+
+@pytest.mark.parametrize("ours", LEANING_DIGESTS)
+def test_what_is_leaned_on_is_what_was_checked(ours: str) -> None:
+    package, places = upstream.LEANINGS[ours]
+    version = upstream.installed_version(package).partition("+")[0]
+    recheck = (
+        f"Read {', '.join(places)} of {package} against {ours}, run the tests, then record what "
+        "`python tests/upstream.py` prints, here and the version in installed.CHECKED."
+    )
+    recorded = LEANING_DIGESTS[ours].get(version)
+    assert recorded is not None, f"{ours}: {package} {version} has not been checked. {recheck}"
+    found = upstream.digest(upstream.installed_root(package), places)
+    assert found == recorded, f"{ours}: the source has moved in {package} {version}. {recheck}"
 
 
 @pytest.mark.parametrize("seam", [seam for seam in register.SEAMS if seam.parameters], ids=lambda seam: seam.attribute)

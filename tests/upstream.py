@@ -105,17 +105,53 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "llamafactory.chat.chat_model:run_chat": ("chat/chat_model.py:run_chat", "chat/chat_model.py:ChatModel"),
 }
+# Where one of our modules leans on what another package does not document: what it leans on, in that package's files.
+LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "llamafactory_ext.encoder_training:optimizer_with_encoder_lr": (
+        "transformers",
+        (
+            "trainer.py:Trainer.get_decay_parameter_names",
+            "trainer.py:Trainer.get_optimizer_cls_and_kwargs",
+            "trainer.py:Trainer.create_optimizer",
+        ),
+    ),
+    "llamafactory_ext.sft_trainer:install": (
+        "transformers",
+        ("trainer.py:Trainer.save_model", "trainer.py:Trainer._save", "trainer_seq2seq.py:Seq2SeqTrainer.predict"),
+    ),
+    "llamafactory_ext.model.modeling:ChatTSMixin": (
+        "transformers",
+        (
+            "generation/utils.py:GenerationMixin._expand_inputs_for_generation",
+            "models/qwen2/modeling_qwen2.py:Qwen2ForCausalLM",
+            "models/qwen3/modeling_qwen3.py:Qwen3ForCausalLM",
+            "loss/loss_utils.py:ForCausalLMLoss",
+        ),
+    ),
+    "llamafactory_ext.model.attention:sdpa_repeated": (
+        "transformers",
+        ("integrations/sdpa_attention.py:sdpa_attention_forward",),
+    ),
+    "llamafactory_ext.model.host_embedding:HostEmbedding": (
+        "torch",
+        ("nn/modules/module.py:Module._apply", "nn/modules/sparse.py:Embedding"),
+    ),
+    "llamafactory_ext.model.host_embedding:keep_out_of_ddp": (
+        "torch",
+        ("nn/parallel/distributed.py:DistributedDataParallel._set_params_and_buffers_to_ignore_for_model",),
+    ),
+}
 
 
-def installed_root() -> Path:
+def installed_root(package: str = "llamafactory") -> Path:
     """Returns the folder of the installed package, without importing it."""
-    spec = importlib.util.find_spec("llamafactory")
+    spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def installed_version() -> str:
-    return importlib.metadata.version("llamafactory")
+def installed_version(package: str = "llamafactory") -> str:
+    return importlib.metadata.version(package)
 
 
 def source_of(root: Path, place: str) -> str:
@@ -140,9 +176,9 @@ def _defines(node: ast.AST, name: str) -> bool:
     return getattr(node, "name", None) == name
 
 
-def digest(root: Path, target: str) -> str:
-    """Returns the SHA-256 of everything that the seam builds on, its first 16 digits."""
-    text = "\n".join(source_of(root, place) for place in SOURCES[target])
+def digest(root: Path, places: Sequence[str]) -> str:
+    """Returns the SHA-256 of what stands at these places, its first 16 digits."""
+    text = "\n".join(source_of(root, place) for place in places)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -233,5 +269,7 @@ def expand_in_child(plugin: Any, messages: list[dict[str, str]], series: list[li
 
 if __name__ == "__main__":
     print(f'"{installed_version()}"')
-    for seam in SOURCES:
-        print(f'    "{seam}": "{digest(installed_root(), seam)}",')
+    for seam, places in SOURCES.items():
+        print(f'    "{seam}": "{digest(installed_root(), places)}",')
+    for ours, (package, places) in LEANINGS.items():
+        print(f'    "{ours}": "{digest(installed_root(package), places)}",  # {package} {installed_version(package)}')
