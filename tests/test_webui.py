@@ -43,6 +43,8 @@ class Seen:
     finished: str
     output: Path
     reply: str
+    log: str
+    """The server's."""
 
 
 def label(name: str) -> str:
@@ -178,7 +180,7 @@ def train(tab: Tab) -> tuple[str, str]:
 
 def chat(tab: Tab, run: str) -> str:
     """Loads the model with a run's adapter; returns what it answers."""
-    choose(tab, "Checkpoint path", run)
+    choose(tab, "Checkpoint path", run)  # not listed before the page has asked again, which empties the field
     press(tab, "Chat", "button[role=tab]")  # there is another one, out of sight
     fill(tab, "Extra arguments", '{"do_sample": false}')
     press(tab, "Load model")
@@ -210,7 +212,9 @@ def seen(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         previews = {name: preview(tab, name) for name in ("lines", "plant")}
         command, finished = train(tab)
         (output,) = (work / "saves" / "Custom" / "lora").iterdir()
-        return Seen(templates, datasets, previews, command, finished, output, chat(tab, output.name))
+        reply = chat(tab, output.name)
+    log = (work / "log").read_text("utf-8")
+    return Seen(templates, datasets, previews, command, finished, output, reply, log)
 
 
 def test_template_and_data_sets_are_offered(seen: Seen) -> None:
@@ -247,3 +251,4 @@ def test_run_ends_well_and_has_got_the_keys(seen: Seen) -> None:
 
 def test_adapter_answers_in_the_chat(seen: Seen) -> None:
     assert seen.reply
+    assert f"Loaded adapter(s): {Path('saves', 'Custom', 'lora', seen.output.name)}" in seen.log
