@@ -211,6 +211,20 @@ def test_a_tokenizer_of_its_own_code(auto_map: Any, unknown: bool, model: Path, 
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_tokenizer_that_names_code_can_be_saved(model: Path, tmp_path: Path) -> None:
+    """LLaMA-Factory registers its class to be saved with code, which there is none of: a run's first save failed."""
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_model, load_tokenizer
+
+    change(model, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    recipe = {"model_name_or_path": str(model), "template": "chatts"}
+    model_args, _, finetuning_args, _ = get_infer_args(recipe)
+    tokenizer = load_tokenizer(model_args)["tokenizer"]
+    load_model(tokenizer, model_args, finetuning_args)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer_config.json").exists()
+
+
 def test_generation_of_its_own_code(model: Path, tmp_path: Path) -> None:
     (model / "custom_generate").mkdir()
     (model / "custom_generate" / "generate.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n")

@@ -26,6 +26,17 @@ class ChatTSProcessor:
         self.patch_size: int = config.ts["patch_size"]
         self.max_series_length: int = config.ts["max_sequence_length"]
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, without its files' ``auto_map``: that code was not executed, and saving looks for it."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        if tokenizer is not None:
+            tokenizer.init_kwargs.pop("auto_map", None)
+        self._tokenizer = tokenizer
+
     @classmethod
     def from_pretrained(cls, path: str, **kwargs: Any) -> "ChatTSProcessor":
         """Loads tokenizer and config of a ChatTS checkpoint.
