@@ -100,6 +100,7 @@ class Trial:
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "LLAMAFACTORY_EXT")}
         env |= {"PATH": f"{programs}{os.pathsep}{env['PATH']}", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         env |= {"VIRTUAL_ENV": str(programs.parent), "HF_HUB_OFFLINE": "1"}
+        env["HF_HOME"] = str(self.folder / "cache")  # datasets 3 can't read what datasets 4 has converted
         resolved = [str(programs / command[0] if (programs / command[0]).exists() else command[0])]
         resolved += [str(argument) for argument in command[1:]]
         with (self.folder / f"{step}.log").open("a", encoding="utf-8") as log:
@@ -197,7 +198,7 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     row = [f"{environment.name} ({trial.versions()})", f"{seconds:.0f} s" if installed else "failed"]
     print(f"| {' | '.join([*row, 'works' if demo else 'failed', tests])} |", flush=True)
     if not arguments.keep:
-        for name in ("venv", "saves", "demo", "yaml", "dataset_info", "tools"):
+        for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info", "tools"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return demo and " 0 failed" in tests
 
