@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from llamafactory.extras import logging
 
 from llamafactory_ext.messages import advised_cutoff, listing, record_name
-from llamafactory_ext.stages import refuse_unfit
+from llamafactory_ext.training.stages import refuse_unfit
 
 
 logger = logging.get_logger("llamafactory.ext")

@@ -10,12 +10,12 @@ the reason, does not stop a run that has no use for it; a run that has stops wit
 
 Of transformers, public classes are subclassed; three uses go beyond what is documented: the model overrides
 ``GenerationMixin._expand_inputs_for_generation``, as transformers' own multimodal models do, since series are not one
-a row; ``sft_trainer`` extends ``Trainer._save_rng_state``, after which ``trainer_state.json`` may be written; and
-``encoder_training`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
+a row; ``training.sft_trainer`` extends ``Trainer._save_rng_state``, after which ``trainer_state.json`` may be written;
+and ``training.encoder`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
-``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``resuming`` names a place to
-``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads. What they
-lean on is watched like the seams, a version each: ``LEANINGS`` in ``tests/upstream.py``.
+``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``training.resuming`` names a place
+to ``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads. What
+they lean on is watched like the seams, a version each: ``LEANINGS`` in ``tests/upstream.py``.
 """
 
 import importlib
@@ -109,7 +109,7 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam(
         "llamafactory.hparams.parser:get_last_checkpoint",
-        "llamafactory_ext.resuming:install",
+        "llamafactory_ext.training.resuming:install",
         "upstream goes on from the highest number, though the run was killed while that checkpoint was written",
         on_fork=True,
     ),
@@ -132,37 +132,37 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam(
         "llamafactory.model.adapter:patch_target_modules",
-        "llamafactory_ext.encoder_training:install_targets",
+        "llamafactory_ext.training.encoder:install_targets",
         "LoRA on the encoder's linear layers, whose names are digits and match nothing of `lora_target`",
         ("model", "finetuning_args", "target_modules"),
     ),
     Seam(
         "llamafactory.model.adapter:get_forbidden_modules",
-        "llamafactory_ext.encoder_training:install_freezing",
+        "llamafactory_ext.training.encoder:install_freezing",
         "`train_timeseries_modules: false` in full and freeze tuning",
         ("config", "finetuning_args"),
     ),
     Seam(
         "llamafactory.model.loader:init_adapter",
-        "llamafactory_ext.levers:install",
+        "llamafactory_ext.training.levers:install",
         "memory and precision are settled when the model is loaded and no adapter, DDP or Trainer holds its parts yet",
         ("config", "model", "model_args", "finetuning_args", "is_trainable"),
     ),
     Seam(
         "llamafactory.train.sft.trainer:create_custom_optimizer",
-        "llamafactory_ext.encoder_training:install_optimizer",
+        "llamafactory_ext.training.encoder:install_optimizer",
         "`timeseries_sft_lr`: a parameter group of its own",
         ("model", "training_args", "finetuning_args"),
     ),
     Seam(
         "llamafactory.train.sft.workflow:CustomSeq2SeqTrainer",
-        "llamafactory_ext.sft_trainer:install",
+        "llamafactory_ext.training.sft_trainer:install",
         "`event_f1_steps` needs the Trainer's data and log; ROUGE of long answers takes hours before predictions are "
         "written; the tokenizer is saved last, in a form that published loaders can't open",
     ),
     Seam(
         "llamafactory.train.kto.workflow:CustomKTOTrainer",
-        "llamafactory_ext.stages:install_kto",
+        "llamafactory_ext.training.stages:install_kto",
         "its forward pass picks the model's inputs by name, and `timeseries` is none of them",
     ),
     Seam(

@@ -136,7 +136,7 @@ def test_answers_that_tell_no_intervals(train: Train, data: Path) -> None:
 
 
 def test_zero3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamafactory_ext import event_f1
+    from llamafactory_ext.training import event_f1
 
     monkeypatch.setattr(event_f1, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="does not go with ZeRO-3 or FSDP, which spread the weights"):
@@ -148,10 +148,10 @@ def test_a_batch_answers_what_its_records_do(demo: Path, data: Path, tokenise: C
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from llamafactory_ext.event_f1 import answers
-    from llamafactory_ext.event_questions import validation_questions
     from llamafactory_ext.model import read_config
     from llamafactory_ext.series import encode
+    from llamafactory_ext.training.event_f1 import answers
+    from llamafactory_ext.training.event_questions import validation_questions
 
     run = tokenise(data, eval_dataset="b")
     path = str(demo / "model")

@@ -58,7 +58,7 @@ def test_embedding_that_is_trained_stops_the_run(adapt: Adapt, kind: str) -> Non
 
 
 def test_embedding_and_deepspeed(adapt: Adapt, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamafactory_ext import levers
+    from llamafactory_ext.training import levers
 
     monkeypatch.setattr(levers, "deepspeed_config", lambda: {"zero_optimization": {"stage": 2}})
     with pytest.raises(ValueError, match="`embedding_on_cpu` does not go with DeepSpeed or FSDP"):

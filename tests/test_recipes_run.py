@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, Gdsh, annotation, answer, log_history, run_cli
 from safetensors.torch import load_file
 
-from llamafactory_ext.whole_checkpoints import first_fault
+from llamafactory_ext.training.whole_checkpoints import first_fault
 
 
 PLAIN = ("2080ti_qlora", "2080ti_simple", "3060_qlora")

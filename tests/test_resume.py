@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT, Gdsh, annotation, answer, log_history, start_cli
 from safetensors.torch import load_file
 
-from llamafactory_ext.whole_checkpoints import checkpoints, first_fault, last_whole
+from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole
 
 
 Train = Callable[..., Path]

@@ -98,12 +98,12 @@ DIGESTS = {
     },
 }
 LEANING_DIGESTS = {
-    "llamafactory_ext.encoder_training:optimizer_with_encoder_lr": {
+    "llamafactory_ext.training.encoder:optimizer_with_encoder_lr": {
         "4.57.1": "c18cba4c1d150bfc",
         "4.57.6": "c18cba4c1d150bfc",
         "5.6.0": "9b257be78f196f9f",
     },
-    "llamafactory_ext.sft_trainer:install": {
+    "llamafactory_ext.training.sft_trainer:install": {
         "4.57.1": "8c59d5290ae149aa",
         "4.57.6": "8c59d5290ae149aa",
         "5.6.0": "ab4bc3e0b784c8b7",

@@ -107,7 +107,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 # Where one of our modules leans on what another package does not document: what it leans on, in that package's files.
 LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "llamafactory_ext.encoder_training:optimizer_with_encoder_lr": (
+    "llamafactory_ext.training.encoder:optimizer_with_encoder_lr": (
         "transformers",
         (
             "trainer.py:Trainer.get_decay_parameter_names",
@@ -115,7 +115,7 @@ LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
             "trainer.py:Trainer.create_optimizer",
         ),
     ),
-    "llamafactory_ext.sft_trainer:install": (
+    "llamafactory_ext.training.sft_trainer:install": (
         "transformers",
         ("trainer.py:Trainer.save_model", "trainer.py:Trainer._save", "trainer_seq2seq.py:Seq2SeqTrainer.predict"),
     ),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from llamafactory_ext.check.recipe import UsageError
 from llamafactory_ext.plan.cards import Card
 from llamafactory_ext.plan.recipe import Recipe
-from llamafactory_ext.whole_checkpoints import last_whole
+from llamafactory_ext.training.whole_checkpoints import last_whole
 
 
 _AMPERE = (8, 0)

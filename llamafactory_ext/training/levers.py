@@ -10,11 +10,11 @@ import torch
 from llamafactory.extras import logging
 from transformers.integrations import deepspeed_config, is_fsdp_enabled
 
-from llamafactory_ext.encoder_training import train_whole
 from llamafactory_ext.model import is_chatts
 from llamafactory_ext.model.attention import use_where_it_suits
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
+from llamafactory_ext.training.encoder import train_whole
 
 
 logger = logging.get_logger("llamafactory.ext")

@@ -3,8 +3,8 @@
 Greedy, in left-padded batches; read as the converter reads annotations, scored as the evaluation scores events. The
 run itself is as it would be without: weights, random numbers, train mode and padding side are put back.
 
-A callback that :mod:`llamafactory_ext.sft_trainer` adds, since it needs of the Trainer what callbacks are not given:
-validation data, collator and log.
+A callback that :mod:`.sft_trainer` adds, since it needs of the Trainer what callbacks are not given: validation data,
+collator and log.
 """
 
 import json
@@ -21,7 +21,7 @@ from transformers import GenerationConfig, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
 from llamafactory_ext.evaluate.events import agreement
-from llamafactory_ext.event_questions import Question, score, validation_questions
+from llamafactory_ext.training.event_questions import Question, score, validation_questions
 
 
 _SETTINGS = ("max_new_tokens", "max_length", "repetition_penalty", "eos_token_id", "pad_token_id")

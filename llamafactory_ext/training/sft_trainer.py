@@ -10,9 +10,9 @@ from llamafactory.extras import logging
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.callbacks import SaveProcessorCallback
 
-from llamafactory_ext.event_f1 import EventF1Callback
 from llamafactory_ext.model import ChatTSProcessor
-from llamafactory_ext.resuming import choose_checkpoint, clear_way, full_disk_told
+from llamafactory_ext.training.event_f1 import EventF1Callback
+from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told
 
 
 logger = logging.get_logger("llamafactory.ext")

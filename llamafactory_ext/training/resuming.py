@@ -16,7 +16,7 @@ import torch
 from llamafactory.extras import logging
 from llamafactory.extras.constants import TRAINER_LOG
 
-from llamafactory_ext.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
+from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
 
 
 logger = logging.get_logger("llamafactory.ext")

@@ -1,4 +1,4 @@
-"""Validation records as questions with known intervals, for :mod:`llamafactory_ext.event_f1`.
+"""Validation records as questions with known intervals, for :mod:`.event_f1`.
 
 They come tokenised, as the loss sees them: the last answer is cut off, and what is left is the prompt. Answers are
 read and counted as :mod:`llamafactory_ext.evaluate` does it.
