@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-full test lint bench clean
+.PHONY: demo demo-full test lint bench matrix clean
 
 # The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, runs the main recipe on the result, and scores
 # its answers about another plant. A minute of training teaches it the form of an answer at best.
@@ -53,6 +53,10 @@ lint: .venv/installed-dev
 bench: .venv/installed-train
 	OMP_NUM_THREADS=1 python tools/bench_data.py $(if $(GROW),--grow $(GROW))
 	python tools/bench.py
+
+# The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each.
+matrix: .venv/bin/python
+	python tests/resilience/matrix.py
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'

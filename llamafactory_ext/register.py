@@ -13,9 +13,9 @@ Of transformers, public classes are subclassed; three uses go beyond what is doc
 a row; ``training.sft_trainer`` extends ``Trainer._save_rng_state``, after which ``trainer_state.json`` may be written;
 and ``training.encoder`` calls ``Trainer.get_decay_parameter_names`` without a Trainer, to decay what it decays.
 Of torch, ``model.host_embedding`` overrides ``Module._apply`` and calls DistributedDataParallel's
-``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``training.resuming`` names a place
-to ``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads. What
-they lean on is watched like the seams, a version each: ``LEANINGS`` in ``tests/upstream.py``.
+``_set_params_and_buffers_to_ignore_for_model``, which torch documents for this use; ``training.resuming`` names a
+place to ``torch.load`` by ``torch.serialization.register_package``; ``restarts`` sets a variable that torchrun reads.
+What they lean on is watched like the seams, a version each: ``LEANINGS`` in ``tests/upstream.py``.
 """
 
 import importlib
