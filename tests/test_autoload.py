@@ -350,7 +350,7 @@ print(json.dumps([register.failures(), waiting, len(imported)]))
         assert count > 0, module
 
 
-@pytest.mark.parametrize("module", ["register", "hook", "installed", "gdsh", "prepare"])
+@pytest.mark.parametrize("module", ["register", "hook", "installed", "restarts", "gdsh", "prepare"])
 def test_modules_that_switching_on_needs_can_be_imported_first(module: str, tmp_path: Path) -> None:
     code = f"import json, llamafactory_ext.{module}; from llamafactory_ext import register; print(json.dumps([]))"
     assert upstream.run_json_each([code], tmp_path) == [[]]

@@ -3,6 +3,7 @@
 Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.sft_trainer`.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,7 +29,13 @@ _WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "Pytorch
 
 def install(upstream: Any) -> str | None:
     """Lets a run that goes on by itself go on from the last whole checkpoint."""
-    upstream.get_last_checkpoint = take_last_whole
+    get_last_checkpoint = upstream.get_last_checkpoint
+
+    @functools.wraps(get_last_checkpoint)
+    def get_last_whole_checkpoint(folder: str) -> str | None:
+        return take_last_whole(folder)
+
+    upstream.get_last_checkpoint = get_last_whole_checkpoint
     torch.serialization.register_package(50, _no_tag, _restore_on_numbered_cpu)
     return "wrapped"
 
