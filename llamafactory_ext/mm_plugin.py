@@ -131,8 +131,10 @@ class ChatTSPlugin(BasePlugin):  # type: ignore[misc]
         _refuse(images, videos)
         _require_checkpoint(audios, processor)
         series = [_read(item) for item in audios]
-        _check_tokens(series, batch_ids, processor)
-        return {"timeseries": torch.from_numpy(encode(series))} if series else {}
+        if not series:  # a <ts> in a chat's text is for the model to refuse
+            return {}
+        check_tokens(series, batch_ids, processor)
+        return {"timeseries": torch.from_numpy(encode(series))}
 
 
 def _read(item: Any) -> FloatArray:
@@ -153,9 +155,11 @@ def _require_checkpoint(audios: Any, processor: Any) -> None:
         )
 
 
-def _check_tokens(series: Sequence[FloatArray], batch_ids: Any, processor: Any) -> None:
-    """Raises where tokens and series of a batch do not belong together; what ``tokenized_path`` holds is not checked
-    by anybody else."""
+def check_tokens(series: Sequence[Any], batch_ids: Any, processor: Any) -> None:
+    """Raises ValueError where tokens and series of a batch do not belong together.
+
+    Nobody else looks at what ``tokenized_path`` holds.
+    """
     if not batch_ids or not hasattr(processor, "max_series_length"):
         return
     token = processor.tokenizer.convert_tokens_to_ids(PATCH_TOKEN)

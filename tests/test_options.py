@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import log_history
+from datasets import DatasetDict
 from resilience.options import PLAIN, Bench, exchange, prepare, sharded
 
 from llamafactory_ext.series import patch_count
@@ -191,15 +192,26 @@ def test_preference_records_with_a_fault(
         tokenise(tmp_path, model=bench.folder / "model", stage=stage)
 
 
-def test_series_of_tokens_that_have_none(load: Callable[..., Any]) -> None:
-    """As `tokenized_path` holds them where the plugin was off."""
+def test_tokens_of_another_checkpoint(load: Callable[..., Any]) -> None:
+    """As `tokenized_path` may hold them, which nobody compares with the model."""
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask
 
     run = load()
+    run["processor"].patch_size = 16
     module = {key: run[key] for key in ("template", "tokenizer", "processor")}
     collator = SFTDataCollatorWith4DAttentionMask(**module, model=None)
-    with pytest.raises(ValueError, match=r"found \d+ <ts> tokens in a batch and 0 patches .*delete `tokenized_path`"):
-        collator([{**row, "audios": None} for row in run["train_dataset"]])
+    with pytest.raises(ValueError, match=r"found 76 <ts> tokens in a batch and \d+ patches .*delete `tokenized_path`"):
+        collator(list(run["train_dataset"]))
+
+
+def test_tokens_without_their_series(bench: Bench, load: Callable[..., Any]) -> None:
+    """As `tokenized_path` holds them where the plugin was off: it stops before the first step."""
+    written = load(tokenized_path=str(bench.folder / "with"))["train_dataset"]
+    lost = written.map(lambda row: {"audios": None}, load_from_cache_file=False)
+    DatasetDict({"train": lost}).save_to_disk(bench.folder / "without")
+    run = bench.train("lost", {"tokenized_path": "without"})
+    assert run.status != 0 and "'loss'" not in run.output
+    assert "<ts> tokens in a batch and 0 patches of its 0 series" in run.error
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,20 @@ from llamafactory.extras import logging
 from llamafactory.extras.ploting import plot_loss
 from llamafactory.train.callbacks import SaveProcessorCallback
 
+from llamafactory_ext.mm_plugin import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
 from llamafactory_ext.training.event_f1 import EventF1Callback
 from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told
 
 
 logger = logging.get_logger("llamafactory.ext")
+
+
+def _check_first(dataset: Any, processor: Any) -> None:
+    """Raises where the first record has lost its series: `tokenized_path` may have been written without the plugin."""
+    if hasattr(dataset, "num_rows") and len(dataset):
+        row = dataset[0]
+        check_tokens(row.get("audios") or [], [row["input_ids"]], processor)
 
 
 def install(upstream: Any) -> str | None:
@@ -29,6 +37,7 @@ def install(upstream: Any) -> str | None:
             self.series_processor = processor if isinstance(processor, ChatTSProcessor) else None
             if self.series_processor is not None:  # written by `save_model`; upstream writes it again, after all else
                 self.remove_callback(SaveProcessorCallback)
+                _check_first(self.train_dataset, self.series_processor)
             if finetuning_args.event_f1_steps is not None and self.args.do_train:
                 self.add_callback(EventF1Callback(self, finetuning_args, gen_kwargs or {}))
 
