@@ -175,19 +175,17 @@ class TestAnnotations:
         (row,) = rows(written(tmp_path, "[" + ANNOTATION % literal + "]", "a.json"))
         assert "message 0" in row.fault
 
-    @pytest.mark.parametrize("depth", [*range(900, 1000, 7), 990, 995])
-    @pytest.mark.parametrize(
-        "place", ['{"image": %s, "conversations": []}', '{"image": "a", "conversations": %s}', "%s"]
-    )
-    def test_just_not_too_deep_for_json(self, depth: int, place: str, tmp_path: Path) -> None:
-        """What JSON's reader, higher up the stack, has just managed, may be too deep for all that follows."""
-        path = written(tmp_path, "[" + place % ("[" * depth + "]" * depth) + "]", "a.json")
-        try:
-            (row,) = rows(path)
-        except GdshError as err:
-            assert "nested too deeply" in str(err)
-        else:
-            assert row.fault
+    @pytest.mark.parametrize("place", ['{"image": %s}', '{"image": "a", "conversations": %s}', "%s"])
+    def test_just_not_too_deep_for_json(self, place: str, tmp_path: Path) -> None:
+        """What JSON's reader has just managed may be too deep for what follows, which stands deeper in the stack."""
+        for depth in range(850, 1000):
+            path = written(tmp_path, "[" + place % ("[" * depth + "]" * depth) + "]", "a.json")
+            try:
+                (row,) = rows(path)
+            except GdshError as err:
+                assert "nested too deeply" in str(err)
+            else:
+                assert row.fault
 
     def test_limits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(records, "MAX_RECORD", 3000)
@@ -252,14 +250,14 @@ class TestAnswers:
         assert read_answer(ANSWERS[name], salvage=True).form == UNREADABLE
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("depth", range(900, 1000, 7))
-    def test_just_not_too_deep_for_json(self, depth: int) -> None:
-        inner = "[" * depth + "]" * depth
-        for text in (inner, f'{{"interval": [1, 2], "type": "a", "x": {inner}}},{{"type": "b"}}'):
-            try:
-                read_anomalies(parse_answer(text).text)
-            except GdshError as err:
-                assert "nested too deeply" in str(err) or "JSON has no form" in str(err)
+    def test_just_not_too_deep_for_json(self) -> None:
+        for depth in range(850, 1000):
+            inner = "[" * depth + "]" * depth
+            for text in (inner, f'{{"interval": [1, 2], "type": "a", "x": {inner}}},{{"type": "b"}}'):
+                try:
+                    read_anomalies(parse_answer(text).text)
+                except GdshError as err:
+                    assert "nested too deeply" in str(err) or "JSON has no form" in str(err)
 
     @given(text=st.text(alphabet="[]{}\"':,\\1-+.eE()a \ud800", max_size=80), salvage=st.booleans())
     def test_any_text(self, text: str, salvage: bool) -> None:
