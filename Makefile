@@ -54,9 +54,10 @@ bench: .venv/installed-train
 	OMP_NUM_THREADS=1 python tools/bench_data.py $(if $(GROW),--grow $(GROW))
 	python tools/bench.py
 
-# The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each.
-matrix: .venv/bin/python
-	python tests/resilience/matrix.py
+# The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each, one
+# after the other. PYTHONS="DIR …": where interpreters are.
+matrix: .venv/installed-dev
+	python tests/resilience/matrix.py $(if $(PYTHONS),--python $(PYTHONS))
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
