@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.evaluate.answers import UNREADABLE, read_answer
@@ -61,6 +61,7 @@ class TestCsv:
         text = "a,value\n" + "".join(f"0,{cell}\n" for cell in cells)
         assert read_series(written(tmp_path, text)).values.tolist() == expected
 
+    @settings(deadline=None)  # files, on a machine that may be busy
     @given(cells=st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=8))
     def test_any_text(self, tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> None:
         path = written(tmp_path_factory.mktemp("c"), "a,value\n" + "".join(f"0,{cell}\n" for cell in cells))
@@ -69,6 +70,7 @@ class TestCsv:
         except GdshError as err:
             assert "x.csv" in str(err)
 
+    @settings(deadline=None)  # files, on a machine that may be busy
     @given(data=st.binary(max_size=60))
     def test_any_bytes(self, tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
         path = written(tmp_path_factory.mktemp("c"), b"value\n1\n" + data)
@@ -126,6 +128,7 @@ class TestCsv:
         else:
             assert np.isfinite(encode([values])).all()
 
+    @settings(deadline=None)  # files, on a machine that may be busy
     @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
     def test_any_finite_series_is_finite_to_the_model(self, values: list[float]) -> None:
         try:
@@ -200,6 +203,7 @@ class TestAnnotations:
             with pytest.raises(GdshError, match=r"a record of more than|nested too deeply"):
                 rows(written(tmp_path, text, "a.json"))
 
+    @settings(deadline=None)  # files, on a machine that may be busy
     @given(text=st.text(alphabet='[]{}",:\\ua10 \n-eE.tf\ud800', max_size=60))
     def test_any_text(self, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = written(tmp_path_factory.mktemp("j"), text, "a.json")
@@ -259,6 +263,7 @@ class TestAnswers:
                 except GdshError as err:
                     assert "nested too deeply" in str(err) or "JSON has no form" in str(err)
 
+    @settings(deadline=None)  # files, on a machine that may be busy
     @given(text=st.text(alphabet="[]{}\"':,\\1-+.eE()a \ud800", max_size=80), salvage=st.booleans())
     def test_any_text(self, text: str, salvage: bool) -> None:
         read_answer(text, salvage)

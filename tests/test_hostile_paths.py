@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import annotation
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.dataset_entry import COLUMNS, TAGS
@@ -76,6 +76,7 @@ def found(index: SeriesIndex, name: str) -> str | None:
     return file.path
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(name=picture)
 def test_any_name_is_a_file_of_the_folder_or_a_fault(index: SeriesIndex, name: str) -> None:
     found(index, name)
@@ -93,6 +94,7 @@ def test_what_is_there_is_found(index: SeriesIndex) -> None:
     assert Path(found(index, "x/=cmd|' -C calc'!A0.jpg") or "").name.startswith("=cmd")
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(stem=st.text(min_size=1, max_size=4), form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_names_that_differ_by_normalisation_only(
     stem: str, form: Any, tmp_path_factory: pytest.TempPathFactory
@@ -131,6 +133,7 @@ def lines(folder: Path, *records: Any, raw: bytes | None = None) -> list[dict[st
     return [json.loads(line) for line in annotation_lines(ATTR, source, folder)]
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(image=picture | st.lists(picture, max_size=3) | st.none() | st.integers() | st.dictionaries(picture, picture))
 def test_any_image_of_an_annotation_is_a_record_or_a_fault(tree: Path, image: Any) -> None:
     (line,) = lines(tree / "data" / "timeseries" / "gdsh", annotation(image))
