@@ -232,9 +232,10 @@ def report():
         found[target] = depth(attribute)
     found["processor"] = len(sys.modules["llamafactory.model.loader"].AutoProcessor.__mro__)
     found["trainer"] = len(sys.modules["llamafactory.train.sft.workflow"].CustomSeq2SeqTrainer.__mro__)
+    found["kto"] = len(importlib.import_module("llamafactory.train.kto.workflow").CustomKTOTrainer.__mro__)
     return found
 """
-SUBCLASSED = ("_TRAIN_ARGS", "AutoProcessor", "CustomSeq2SeqTrainer")
+SUBCLASSED = ("_TRAIN_ARGS", "AutoProcessor", "CustomSeq2SeqTrainer", "CustomKTOTrainer")
 PRIVATE = [seam.target for seam in register.SEAMS if not seam.public]
 WRAPPED = [target for target in PRIVATE if target.rpartition(":")[2] not in SUBCLASSED]
 REPORT = REPORT.replace("TARGETS", repr(WRAPPED))
@@ -317,6 +318,7 @@ def test_off_switch_then_by_hand_after_import_then_again(on: dict[str, Any], swi
     assert seen["once"] == {**on["found"], "finders": 1}
     assert seen["once"]["processor"] == off["processor"] + 1
     assert seen["once"]["trainer"] == off["trainer"] + 1
+    assert seen["once"]["kto"] == off["kto"] + 1
     assert seen["twice"] == seen["once"]
 
 

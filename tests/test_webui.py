@@ -70,7 +70,16 @@ def choose(tab: Tab, name: str, choice: str) -> None:
     tab.value(f"{label(name)}.select()")
     tab.write(choice)
     tab.click(f"{OPTIONS}.find(one => one.ariaLabel == {json.dumps(choice)})")
-    tab.key("Tab", 9)
+    leave(tab)
+
+
+def leave(tab: Tab) -> None:
+    """Leaves a list, and waits until it has faded: its choices would be taken for those of the next one.
+
+    Not by the Tab key, which goes on to the next field and opens its list.
+    """
+    tab.value("document.activeElement.blur()")
+    tab.until(f"!{OPTIONS}.length")
 
 
 def choices(tab: Tab, name: str) -> list[str]:
@@ -78,7 +87,7 @@ def choices(tab: Tab, name: str) -> list[str]:
     tab.click(label(name))
     tab.until(f"{OPTIONS}.length")
     offered: list[str] = tab.value(f"{OPTIONS}.map(one => one.ariaLabel)")
-    tab.key("Tab", 9)
+    leave(tab)
     return offered
 
 
