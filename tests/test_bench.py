@@ -178,3 +178,13 @@ def test_a_way_that_fails_is_told_in_its_cells():
     published = {"seconds": 2.0, "activations": 3 * 2**20}
     cells = bench.describe(TINY, ours, published, {"weights": 2**20})
     assert cells[1:] == ["failed", "2.00", "–", "failed", "3", "–", "failed", "–", "–"]
+
+
+def test_the_two_ways_are_compared_across_checkpoints():
+    """By hand: 2 of 8 s, 300 of 1200 bytes; and nothing where a row or a way is missing."""
+    kept = {"row": "record", "ours": {}, "published": {"seconds": 8.0, "activations": 1200}}
+    left_out = {"row": "at-once", "ours": {"seconds": 2.0, "activations": 300}, "published": {}}
+    told = bench.compare_across([kept, left_out])
+    assert told is not None and "0.25 of the time, 0.25 of the memory" in told
+    assert bench.compare_across([kept]) is None
+    assert bench.compare_across([kept, left_out | {"ours": {"error": "exit status 1"}}]) is None

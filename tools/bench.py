@@ -97,6 +97,20 @@ def _cell(found: dict[str, Any], key: str, scale: float, digits: int) -> str:
     return "failed" if "error" in found else f"{found[key] / scale:.{digits}f}"
 
 
+def compare_across(results: list[dict[str, Any]]) -> str | None:
+    """Return what one way takes without gradient checkpoints of what the other takes with them; None if not measured.
+
+    What ours saves in the head's place pays for leaving checkpoints out: a user may choose so where both fit.
+    """
+    rows = {found["row"]: found for found in results}
+    ours, published = rows.get("at-once", {}).get("ours", {}), rows.get("record", {}).get("published", {})
+    if not {"seconds", "activations"} <= ours.keys() & published.keys():
+        return None
+    time, memory = (ours[key] / published[key] for key in ("seconds", "activations"))
+    shares = f"{time:.2f} of the time, {memory:.2f} of the memory"
+    return f"One record, ours without gradient checkpoints against published with them: {shares}."
+
+
 def name_machine(gpu: bool) -> str:
     """Return processor or card, versions and date in a line."""
     from importlib.metadata import version
@@ -134,6 +148,9 @@ def compare(rows: list[Any], steps: int, gpu: bool, cap_gib: float) -> list[dict
         parts = predict(row, stand_in if failed else found["ours"], embedding_on_cpu=gpu)
         say(f"| {' | '.join(describe(row, found['ours'], found['published'], parts))} |")
         results.append({"row": row.name, **found, "planned": parts})
+    across = compare_across(results)
+    if across is not None:
+        say(f"\n{across}")
     capped = f"; ours with {cap_gib:g} GiB of the card at most, the published way with all" if gpu else ""
     say(f"\n{name_machine(gpu)}; best of {steps} steps{capped}.")
     return results
