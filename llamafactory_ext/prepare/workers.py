@@ -1,5 +1,6 @@
 """Workers: points prepared side by side, with only a few of them on the way at any time."""
 
+import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -51,6 +52,9 @@ def _side_by_side(
             count, future = waiting.popleft()
             yield count, future.result()
     except BrokenProcessPool as error:
+        # The pool waits for the others; one that was just starting may have taken SIGTERM by the parent's handler.
+        for worker in multiprocessing.active_children():
+            worker.kill()
         raise PrepareError(
             "a worker process was killed, most likely because memory ran out; try fewer --workers"
         ) from error
