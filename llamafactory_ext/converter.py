@@ -183,24 +183,22 @@ class ChatTSDatasetConverter(AlpacaDatasetConverter):  # type: ignore[misc]
                 raise SeriesError(f"found {example[name]!r:.80} in {name!r}; expected text")
         if attr.kto_tag and not isinstance(example[attr.kto_tag], bool):  # upstream would take it for an untagged one
             raise SeriesError(f"found {example[attr.kto_tag]!r:.80} in {attr.kto_tag!r}; expected true or false")
-        if (
-            attr.kto_tag and not example[attr.response]
-        ):  # upstream tells a bad answer by its place, an empty one by none
+        # Upstream tells a bad answer by its place, and an empty one by none.
+        if attr.kto_tag and not example[attr.response]:
             raise SeriesError(f"found no text in {attr.response!r}; stage `kto` needs an answer to like or dislike")
 
 
 def _check_texts(output: dict[str, Any]) -> None:
     """Raises GdshError where a text holds what would become more than text when the template is applied."""
-    free = [output["_system"], output["_tools"]]
-    for message in output["_prompt"] + output["_response"]:
-        refuse_control_tokens(message["content"])
-        if AUDIO_PLACEHOLDER in message["content"]:
-            raise GdshError(f"found {AUDIO_PLACEHOLDER}, which LLaMA-Factory replaces; write it in other words")
-        if message["role"] not in (Role.USER.value, Role.OBSERVATION.value):
-            free.append(message["content"])
-    for text in free:
-        refuse_control_tokens(text or "")
-        if "<ts>" in (text or "") or "<ts/>" in (text or ""):
+    messages = output["_prompt"] + output["_response"]
+    around = [text for text in (output["_system"], output["_tools"]) if text]
+    for text in [*(message["content"] for message in messages), *around]:
+        refuse_control_tokens(text)
+    if any(AUDIO_PLACEHOLDER in message["content"] for message in messages):
+        raise GdshError(f"found {AUDIO_PLACEHOLDER}, which LLaMA-Factory replaces; write it in other words")
+    asking = (Role.USER.value, Role.OBSERVATION.value)
+    for text in [*around, *(message["content"] for message in messages if message["role"] not in asking)]:
+        if "<ts>" in text or "<ts/>" in text:
             raise GdshError(f"found <ts> in an answer, a system prompt or tools; expected {MARKER} in prompts only")
 
 

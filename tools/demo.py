@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from demo_data import write_data
-from demo_folder import ForeignFolderError, refuse_foreign
+from demo_folder import refuse_foreign, write_and_tell
 from demo_model import Family, write_model
 
 
@@ -42,15 +42,9 @@ def main() -> int:
         help="the model's make: qwen2 as ChatTS-14B, qwen3 as ChatTS-8B; default: qwen2",
     )
     arguments = parser.parse_args()
-    try:
-        write_demo(arguments.dir, arguments.seed, arguments.family)
-    except ForeignFolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: no module {error.name}; install the project first: pip install -e '.[train]'", file=sys.stderr)
-        return 1
-    print(f"Wrote {arguments.dir / 'model'} and {arguments.dir / 'data'}.")
+    status = write_and_tell(lambda: write_demo(arguments.dir, arguments.seed, arguments.family), arguments.dir)
+    if status:
+        return status
     if arguments.dir == Path("demo"):
         print("Train on it: llamafactory-cli train yaml/cpu_demo.yaml")
     else:

@@ -1,8 +1,9 @@
 """Writes a folder whole or not at all, and never over one that the demo did not make."""
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,3 +39,17 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         if os.path.lexists(target):
             target.rename(Path(scratch) / "old")
         new.rename(target)
+
+
+def write_and_tell(write: Callable[[], None], folder: Path) -> int:
+    """Write a demo's `folder`/model and `folder`/data, and tell so, or what is in the way; return the exit status."""
+    try:
+        write()
+    except ForeignFolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"error: no module {error.name}; install the project first: pip install -e '.[train]'", file=sys.stderr)
+        return 1
+    print(f"Wrote {folder / 'model'} and {folder / 'data'}.")
+    return 0

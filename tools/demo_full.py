@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from demo_folder import ForeignFolderError, refuse_foreign
+from demo_folder import refuse_foreign, write_and_tell
 from demo_full_data import LENGTH, make_corpus, write_data
 from demo_model import Size, write_model
 
@@ -43,16 +43,9 @@ def main() -> int:
     parser.add_argument("--training", type=int, default=60_000, metavar="N", help="series to train on; default: 60000")
     parser.add_argument("--validation", type=int, default=500, metavar="N", help="held-out series; default: 500")
     arguments = parser.parse_args()
-    try:
-        write_demo(arguments.dir, arguments.seed, arguments.training, arguments.validation)
-    except ForeignFolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: no module {error.name}; install the project first: pip install -e '.[train]'", file=sys.stderr)
-        return 1
-    print(f"Wrote {arguments.dir / 'model'} and {arguments.dir / 'data'}.")
-    return 0
+    return write_and_tell(
+        lambda: write_demo(arguments.dir, arguments.seed, arguments.training, arguments.validation), arguments.dir
+    )
 
 
 if __name__ == "__main__":
