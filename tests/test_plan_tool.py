@@ -16,7 +16,7 @@ from conftest import ROOT, Gdsh, annotation, answer
 RECIPES = [path for path in sorted((ROOT / "yaml").glob("*.yaml")) if "\ndo_train: true" in path.read_text("utf-8")]
 KEYS = {
     "records", "steps_per_epoch", "steps_total", "rule_of_thumb", "epochs", "processes", "tokens", "memory_gib",
-    "card", "host_gib", "disk_gib", "fits", "verdict", "changes", "recommended_recipe", "preflight",
+    "card", "host_gib", "disk_gib", "fits", "verdict", "changes", "faster", "recommended_recipe", "preflight",
     "estimated", "seconds",
 }  # fmt: skip
 

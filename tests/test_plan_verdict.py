@@ -18,7 +18,7 @@ from llamafactory_ext.plan.memory import Load
 from llamafactory_ext.plan.preflight import check
 from llamafactory_ext.plan.recipe import Recipe
 from llamafactory_ext.plan.shape import KNOWN
-from llamafactory_ext.plan.verdict import judge, recommend, total
+from llamafactory_ext.plan.verdict import faster, judge, recommend, total
 
 
 SHAPE = KNOWN["chatts-14b"]
@@ -122,6 +122,23 @@ def test_what_it_says_fits_does(gib: float, tokens: int) -> None:
         changed, load = changed.with_overrides(change.keys), change.load or load
     fits = total(SHAPE, changed.settings("cuda", 1), load) <= gib
     assert fits == (verdict.fits or bool(verdict.changes))
+
+
+def test_room_to_spare_is_for_a_faster_run(make: Make) -> None:
+    once = needed(make(disable_gradient_checkpointing=True))
+    assert once > needed(make())
+    for keys in ({}, {"offload_checkpoints": True}):
+        assert faster(make(**keys), SHAPE, RECORD, Card("card", once - 0.01), 1) is None
+        change = faster(make(**keys), SHAPE, RECORD, Card("card", once), 1)
+        assert change is not None and change.text.startswith("disable_gradient_checkpointing=true")
+        changed = make(**keys).with_overrides(change.keys)
+        assert needed(changed) == once and f"peak {once:.2f} GiB" in change.price
+        assert faster(changed, SHAPE, RECORD, Card("card", 80.0), 1) is None
+
+
+def test_nothing_is_faster_with_deepspeed(make: Make) -> None:
+    recipe = make(deepspeed=str(ROOT / "yaml" / "deepspeed" / "zero3_offload.json"), quantization_bit=None)
+    assert faster(recipe, SHAPE, RECORD, Card("card", 1000.0), 1) is None
 
 
 def test_recipe_for_a_card(make: Make) -> None:

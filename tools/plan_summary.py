@@ -76,6 +76,8 @@ def _print_verdict(plan: Plan) -> None:
     say(f"{plan.card.name}: {total:.2f} of {plan.card.gib:.2f} GiB: {plan.verdict.text}")
     for change in plan.verdict.changes:
         say(f"    {change.text}: {change.price}")
+    if plan.faster:
+        say(f"room for a faster run: {plan.faster.text}: {plan.faster.price}")
     if not plan.fits_host:
         say(f"CPU memory: does not fit: {sum(plan.host_bytes.values()) / 2**30:.2f} of {plan.host_gib:.2f} GiB")
     if not plan.fits_disk:

@@ -13,7 +13,7 @@ from llamafactory_ext.plan.memory import Load, at_worst, on_device, on_host
 from llamafactory_ext.plan.preflight import Check, check
 from llamafactory_ext.plan.recipe import Recipe
 from llamafactory_ext.plan.steps import Steps, count_steps
-from llamafactory_ext.plan.verdict import Verdict, judge, recommend
+from llamafactory_ext.plan.verdict import Change, Verdict, faster, judge, recommend
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Plan:
     host_gib: float
     disk_gib: Mapping[str, float]
     verdict: Verdict
+    faster: Change | None
     recommended: Recipe | None
     checks: list[Check]
     seconds: float | None
@@ -97,6 +98,7 @@ def make_plan(
         host_gib=cards.machine().gib,
         disk_gib=files.needed(recipe, shape, settings, steps.total),
         verdict=judge(recipe, shape, load, card, processes),
+        faster=faster(recipe, shape, load, card, processes),
         recommended=recommend(_siblings(recipe, recipes), shape, one, card),
         checks=check(recipe, card),
         seconds=rates.seconds(card.name, shape, settings.quantization_bit, tokens),

@@ -36,6 +36,7 @@ def report(plan: Plan) -> dict[str, Any]:
         "fits": verdict.fits,
         "verdict": verdict.text,
         "changes": [{"change": one.text, "price": one.price} for one in verdict.changes],
+        "faster": {"change": plan.faster.text, "price": plan.faster.price} if plan.faster else None,
         "recommended_recipe": str(plan.recommended.path) if plan.recommended else None,
         "preflight": [{"level": one.level, "text": one.text} for one in plan.checks],
     }
