@@ -2,6 +2,7 @@
 
     python tests/resilience/long_run.py                    # 2,000 steps of a tiny model, about ten minutes
     python tests/resilience/long_run.py --every 1          # each step logged: transformers keeps every line in memory
+    python tests/resilience/long_run.py --stock            # to compare: texts and a Qwen2, this package switched off
 
 The real ``llamafactory-cli`` trains in a process of its own; resident memory and open files are read from outside,
 beside the step that its log has reached. Memory's slope is that of the least-squares line through all samples after
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from small_runs import demo_recipe, start, write_small_data
+from small_runs import demo_recipe, start, write_small_data, write_stock_data
 
 
 def main() -> int:
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=300, help="steps that are not measured; default: 300")
     parser.add_argument("--limit", type=float, default=100.0, help="KiB per 100 steps that pass; default: 100")
     parser.add_argument("--every", type=int, default=10, help="logging_steps; default: 10")
+    parser.add_argument("--stock", action="store_true", help="LLaMA-Factory alone, with texts and a Qwen2 as tiny")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -34,7 +36,12 @@ def main() -> int:
         output, out_log = folder / "out", folder / "stdout.txt"
         keys = demo_recipe(folder, output) | {"max_steps": arguments.steps, "save_steps": 200}
         keys["logging_steps"] = arguments.every
-        samples = watch(start(keys, folder, out_log), output)
+        environment = {}
+        if arguments.stock:
+            write_stock_data(folder)
+            keys |= {"model_name_or_path": str(folder / "stock"), "template": "default", "dataset": "texts"}
+            environment["LLAMAFACTORY_EXT"] = "0"
+        samples = watch(start(keys, folder, out_log, **environment), output)
         lost = faults(output, samples, arguments, out_log)
     for line in lost:
         print(f"lost: {line}")

@@ -1,5 +1,6 @@
 """What the scripts here share: a small data set, the demo's recipe for it, and the command line in a process."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,20 @@ def write_small_data(folder: Path) -> None:
     for point in range(8):
         data.csv(f"p{point}.csv", [float((i * (point + 3)) % 11) for i in range(64)])
     data.records(*[annotation(f"p{point}.jpg", answer((5 + point, 9 + point))) for point in range(8)])
+
+
+def write_stock_data(folder: Path) -> None:
+    """Writes ``folder/stock``, a Qwen2 with the tiny ChatTS's tokenizer and decoder, and eight texts in ``data``."""
+    from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    decoder = AutoConfig.from_pretrained(folder / "model").to_dict()
+    sizes = {key: decoder[key] for key in Qwen2Config().to_dict() if key in decoder and key != "model_type"}
+    Qwen2ForCausalLM(Qwen2Config(**sizes)).save_pretrained(folder / "stock")
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(folder / "stock")
+    texts = [{"instruction": f"Count {'on ' * 40}", "input": "", "output": str(number)} for number in range(8)]
+    (folder / "data" / "texts.json").write_text(json.dumps(texts), "utf-8")
+    info = folder / "data" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text("utf-8")) | {"texts": {"file_name": "texts.json"}}), "utf-8")
 
 
 def demo_recipe(folder: Path, output: Path) -> dict[str, Any]:
