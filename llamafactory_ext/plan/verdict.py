@@ -1,4 +1,4 @@
-"""Whether a run fits a card; what to change so that it does, the cheapest change first; what room to spare is good for."""
+"""Whether a run fits a card; what to change so that it does, cheapest first; what room to spare is good for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
