@@ -31,7 +31,15 @@ from small_runs import demo_recipe, start, write_small_data
 
 
 STEPS = 40
-KINDS = {"full": {}, "lora": {"finetuning_type": "lora", "lora_target": "q_proj,k_proj,v_proj"}}
+KINDS = {
+    "full": {},
+    "lora": {"finetuning_type": "lora", "lora_target": "q_proj,k_proj,v_proj"},
+}  # of one process, by turns
+ZERO2 = {
+    **{key: "auto" for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")},
+    "zero_optimization": {"stage": 2, "overlap_comm": False},
+    **{"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False},
+}
 TORCHRUN = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
@@ -60,7 +68,7 @@ def main() -> int:
 
 
 def recipe(folder: Path, output: Path, kind: str) -> dict[str, Any]:
-    keys = demo_recipe(folder, output) | KINDS[kind]
+    keys = demo_recipe(folder, output) | KINDS.get(kind, {"deepspeed": str(folder / "zero2.json")})
     return keys | {"max_steps": STEPS, "save_steps": 2, "learning_rate": 1e-3, "lora_rank": 8}
 
 
@@ -188,11 +196,12 @@ def lines(output: Path) -> list[tuple[int, float]]:
 
 def kill_workers(folder: Path) -> Iterator[str]:
     """Kills one of two processes; torchrun starts both again, which go on."""
-    whole = reference(folder, "full", "_two", **TORCHRUN)
-    for rank in (0, 1):
-        output, log = folder / f"workers{rank}", folder / f"workers{rank}.log"
-        keys = recipe(folder, output, "full")
-        process = start(keys, folder, log, **TORCHRUN, RDZV_ID=f"kill{rank}", MAX_RESTARTS="2")
+    (folder / "zero2.json").write_text(json.dumps(ZERO2), "utf-8")
+    for kind, rank in (("full", 0), ("full", 1), ("zero2", 0), ("zero2", 1)):
+        whole = reference(folder, kind, "_two", **TORCHRUN)
+        output, log = folder / f"workers_{kind}{rank}", folder / f"workers_{kind}{rank}.log"
+        keys = recipe(folder, output, kind)
+        process = start(keys, folder, log, **TORCHRUN, RDZV_ID=f"kill_{kind}{rank}", MAX_RESTARTS="2")
         while process.poll() is None and not (output / "checkpoint-4" / "trainer_state.json").exists():
             time.sleep(0.01)
         wait_for_moment(process, output, True)
@@ -202,11 +211,12 @@ def kill_workers(folder: Path) -> Iterator[str]:
         text = log.read_text("utf-8", errors="replace")
         resumed = text.count("Resuming training from")
         print(
-            f"worker {rank} of 2 killed: exit status {status}, resumed {resumed // 2} times by 2 processes", flush=True
+            f"worker {rank} of 2 killed ({kind}): exit status {status}, resumed {resumed // 2} times by 2 processes",
+            flush=True,
         )
         if status or not resumed:
-            yield f"worker {rank}: exit status {status}: {text[-3000:]}"
-        yield from differences(whole, output, f"worker {rank}")
+            yield f"worker {rank} ({kind}): exit status {status}: {text[-3000:]}"
+        yield from differences(whole, output, f"worker {rank} ({kind})")
 
 
 def workers(launcher: int) -> list[psutil.Process]:
