@@ -200,9 +200,9 @@ def main() -> int:
     show(report)
     show_faults(report["faults"])
     if not report["done"]:
+        found = f"{len(report['faults'])} fault{'s' if len(report['faults']) > 1 else ''}"
         terminal.complain(
-            f"error: {len(report['faults'])} faults, nothing was written; correct them, or leave faulty records out "
-            "with --drop-faulty"
+            f"error: {found}, nothing was written; correct what is named, or leave faulty records out with --drop-faulty"
         )
         return terminal.FAULTS
     if report["registered"]:

@@ -47,9 +47,11 @@ class Environment:
     extras: str = "evaluate,deepspeed,dev"
 
 
+# LLaMA-Factory 0.9.4 leaves the choice of these to its own limits, and refuses a DeepSpeed above 0.16.9.
+OLDER_PINS = {"llamafactory": "==0.9.4", "transformers": None, "peft": None, "deepspeed": "<=0.16.9", "ninja": ">=1.11"}
 ENVIRONMENTS = (
     Environment("llamafactory 0.9.5, reference"),
-    Environment("llamafactory 0.9.4", pins={"llamafactory": "==0.9.4", "transformers": None, "peft": None}),
+    Environment("llamafactory 0.9.4", pins=OLDER_PINS, extras="evaluate,dev"),
     Environment("llamafactory 0.9.5, transformers 4.57.6", pins={"transformers": "==4.57.6"}),
     Environment("llamafactory 0.9.5, Python 3.12", "3.12"),
     Environment("llamafactory 0.9.5, Python 3.13", "3.13"),
