@@ -202,7 +202,8 @@ def main() -> int:
     if not report["done"]:
         found = f"{len(report['faults'])} fault{'s' if len(report['faults']) > 1 else ''}"
         terminal.complain(
-            f"error: {found}, nothing was written; correct what is named, or leave faulty records out with --drop-faulty"
+            f"error: {found}, nothing was written; correct what is named, or leave faulty records out "
+            "with --drop-faulty"
         )
         return terminal.FAULTS
     if report["registered"]:

@@ -36,7 +36,7 @@ KINDS = {
     "lora": {"finetuning_type": "lora", "lora_target": "q_proj,k_proj,v_proj"},
 }  # of one process, by turns
 ZERO2 = {
-    **{key: "auto" for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")},
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
     "zero_optimization": {"stage": 2, "overlap_comm": False},
     **{"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False},
 }

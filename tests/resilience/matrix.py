@@ -48,7 +48,10 @@ class Environment:
 
 
 # LLaMA-Factory 0.9.4 leaves the choice of these to its own limits, and refuses a DeepSpeed above 0.16.9.
-OLDER_PINS = {"llamafactory": "==0.9.4", "transformers": None, "peft": None, "deepspeed": "<=0.16.9", "ninja": ">=1.11"}
+OLDER_PINS = {
+    **{"llamafactory": "==0.9.4", "transformers": None, "peft": None},
+    **{"deepspeed": "<=0.16.9", "ninja": ">=1.11"},
+}
 ENVIRONMENTS = (
     Environment("llamafactory 0.9.5, reference"),
     Environment("llamafactory 0.9.4", pins=OLDER_PINS, extras="evaluate,dev"),
