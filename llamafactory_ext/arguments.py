@@ -74,6 +74,10 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         default=False,
         metadata={"help": "Keep the inputs of checkpointed layers in CPU memory until the backward pass."},
     )
+    layers_without_checkpoints: int = field(
+        default=0,
+        metadata={"help": "How many of the last layers keep what their backward pass needs: they are computed once."},
+    )
     event_f1_steps: int | None = field(
         default=None,
         metadata={"help": "Answer some validation records every so many steps and log the answers' event F1."},
@@ -87,8 +91,19 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         for key in ("embedding_on_cpu", "offload_checkpoints"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected `true` or `false`.")
+        self._check_layers()
         self._check_event_f1()
         self._check_encoder_lr()
+
+    def _check_layers(self) -> None:
+        layers = self.layers_without_checkpoints
+        if layers != 0 and not _is_count(layers):
+            raise ValueError(f"`layers_without_checkpoints` is {layers!r}; expected a whole number from 0.")
+        if layers and self.offload_checkpoints:
+            raise ValueError(
+                "`layers_without_checkpoints` does not go with `offload_checkpoints`, which would move all that these "
+                "layers keep; remove one of them."
+            )
 
     def _check_event_f1(self) -> None:
         for key in ("event_f1_steps", "event_f1_records"):

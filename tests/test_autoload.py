@@ -80,6 +80,8 @@ def test_wheel_holds_the_package_and_the_pth_at_its_root(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", [[], ["-e"]], ids=["install", "install -e"])
 def test_install_puts_the_pth_in_place_and_costs_no_module(bare: Path, mode: list[str], tmp_path: Path) -> None:
+    other = site_packages(bare) / "other.pth"
+    other.write_text("# Python 3.13 loads a codec for the first file of this kind, whoever put it there\n", "utf-8")
     before = loaded_modules(bare, tmp_path)
     pip(bare, "install", "--no-deps", *mode, str(ROOT))
     try:
@@ -100,6 +102,7 @@ def test_install_puts_the_pth_in_place_and_costs_no_module(bare: Path, mode: lis
         assert "Autoload: missing." in done.stdout
         shutil.copy(ROOT / PTH, site_packages(bare))
     finally:
+        other.unlink()
         pip(bare, "uninstall", "-y", "llamafactory-ext")
     assert not [path for path in site_packages(bare).iterdir() if "llamafactory_ext" in path.name]
 

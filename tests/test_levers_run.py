@@ -1,5 +1,6 @@
 """Memory levers through LLaMA-Factory: applied where they belong, refused elsewhere, and the run stays the same."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, log_history, run_cli
-from helpers_model import build
+from helpers_model import build, gradients, inputs, labels_for, record
 
 from llamafactory_ext.model.host_embedding import HostEmbedding
 
@@ -76,6 +77,52 @@ def test_checkpoints_are_moved(adapt: Adapt, log: pytest.LogCaptureFixture) -> N
     assert model.base_model.model.offload_checkpoints is True
     assert "checkpoints wait for the backward pass in CPU memory" in log.text
     assert adapt(build("qwen2"), trains=False, offload_checkpoints=True).offload_checkpoints is False
+
+
+def count_runs(layers: Any) -> Counter[int]:
+    """Returns how often each layer has run, kept up to date."""
+    runs: Counter[int] = Counter()
+    for number, layer in enumerate(layers):
+        layer.self_attn.register_forward_pre_hook(lambda *_, number=number: runs.update([number]))
+    return runs
+
+
+def test_last_layers_are_computed_once(adapt: Adapt, log: pytest.LogCaptureFixture) -> None:
+    """As often as each layer runs in a step, and the loss and gradients of a run with all checkpoints."""
+    batch = inputs(record(1, 40, 17), record(2, 9), side="right")
+    batch |= {"labels": labels_for(batch)}
+    found = {}
+    for count in (0, 1, 2):
+        torch.manual_seed(0)
+        model = build("qwen2", num_hidden_layers=3)
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        model = adapt(model, lora_target="q_proj", layers_without_checkpoints=count).train()
+        runs = count_runs(model.base_model.model.model.layers)
+        loss = model(**batch).loss
+        loss.backward()
+        assert [runs[number] for number in range(3)] == [2] * (3 - count) + [1] * count
+        assert (f"The last {count} of 3 layers" in log.text) == (count > 0)
+        found[count] = (float(loss.detach()), gradients(model))
+    for loss, slopes in found.values():
+        assert loss == pytest.approx(found[0][0], abs=1e-6)
+        for name, slope in slopes.items():
+            torch.testing.assert_close(slope, found[0][1][name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"layers_without_checkpoints": 2}, "is 2; expected less than the model's 2 layers"),
+        ({"layers_without_checkpoints": 1, "disable_gradient_checkpointing": True}, "is 1; expected less than"),
+        ({"layers_without_checkpoints": 1, "offload_checkpoints": True}, "does not go with `offload_checkpoints`"),
+        ({"layers_without_checkpoints": -1}, "is -1; expected a whole number from 0"),
+        ({"layers_without_checkpoints": True}, "is True; expected a whole number from 0"),
+    ],
+)
+def test_layers_without_checkpoints_that_can_not_be(adapt: Adapt, keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"`layers_without_checkpoints` {says}"):
+        adapt(build("qwen2"), **keys)
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,15 @@ LOADS = st.builds(
     patches=st.integers(0, 5000),
     rows=st.integers(1, 8),
 )
+
+
+def as_recipes_can_be(one: Settings) -> Settings:
+    """Autocast is to a half precision; layers without checkpoints are refused with offloaded ones."""
+    mixed = one.mixed_precision and one.compute_dtype != "float32"
+    layers = 0 if one.offload_checkpoints else one.layers_without_checkpoints
+    return replace(one, mixed_precision=mixed, layers_without_checkpoints=layers)
+
+
 ALL_SETTINGS = st.builds(
     Settings,
     device=st.sampled_from(["cuda", "cpu"]),
@@ -239,6 +248,7 @@ ALL_SETTINGS = st.builds(
     train_encoder=st.booleans(),
     optimizer=st.sampled_from(["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "sgd", "unknown"]),
     checkpointing=st.booleans(),
+    layers_without_checkpoints=st.integers(0, 60),
     offload_checkpoints=st.booleans(),
     embedding_on_cpu=st.booleans(),
     upcast_layernorm=st.booleans(),
@@ -248,7 +258,7 @@ ALL_SETTINGS = st.builds(
     offload_optimizer=st.booleans(),
     pin_memory=st.booleans(),
     processes=st.integers(1, 8),
-)
+).map(as_recipes_can_be)
 
 
 def total(where, shape, chosen, load) -> int:
@@ -288,8 +298,9 @@ def test_a_higher_rank_never_takes_less(shape, chosen, load, more):
 
 LEVERS = [
     {"embedding_on_cpu": True},
-    {"offload_checkpoints": True},
-    {"checkpointing": True},
+    {"offload_checkpoints": True, "layers_without_checkpoints": 0},
+    {"checkpointing": True, "layers_without_checkpoints": 0},
+    {"layers_without_checkpoints": 0},
     {"offload_optimizer": True},
     {"optimizer": "paged_adamw_8bit"},
     {"attention": "sdpa"},
@@ -322,6 +333,7 @@ def test_every_setting_matters_somewhere():
         "train_encoder": False,
         "optimizer": "sgd",
         "checkpointing": False,
+        "layers_without_checkpoints": 3,
         "offload_checkpoints": True,
         "embedding_on_cpu": True,
         "upcast_layernorm": True,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import plan as tool
@@ -37,6 +38,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.setattr("llamafactory_ext.plan.cards.present", list)
     monkeypatch.setattr(tool, "hush", lambda: None)  # its variables would silence the processes of later tests
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**40))  # any machine's disk will do
 
     def call(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
@@ -100,8 +102,10 @@ def test_what_does_not_fit_has_exit_status_1(demo: Path, plan: Plan) -> None:
 def test_in_a_process_of_its_own(demo: Path) -> None:
     """Nothing but the plan is printed, by no library either; a fault is one line."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    model = f"model_name_or_path={demo / 'model'}"  # nothing to download, so that any disk has room
     for last, status in (("max_steps=5", 0), ("learning=1", 2)):
-        command = [sys.executable, str(ROOT / "tools" / "plan.py"), "yaml/2080ti_qlora.yaml", *on_demo(demo), last]
+        command = [sys.executable, str(ROOT / "tools" / "plan.py"), "yaml/2080ti_qlora.yaml", *on_demo(demo)]
+        command += [model, last]
         run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert run.returncode == status
         assert (run.stderr.count("\n"), bool(run.stdout)) == ((0, True), (1, False))[status > 0], run.stderr

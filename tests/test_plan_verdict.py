@@ -124,16 +124,34 @@ def test_what_it_says_fits_does(gib: float, tokens: int) -> None:
     assert fits == (verdict.fits or bool(verdict.changes))
 
 
-def test_room_to_spare_is_for_a_faster_run(make: Make) -> None:
-    once = needed(make(disable_gradient_checkpointing=True))
-    assert once > needed(make())
-    for keys in ({}, {"offload_checkpoints": True}):
-        assert faster(make(**keys), SHAPE, RECORD, Card("card", once - 0.01), 1) is None
-        change = faster(make(**keys), SHAPE, RECORD, Card("card", once), 1)
-        assert change is not None and change.text.startswith("disable_gradient_checkpointing=true")
-        changed = make(**keys).with_overrides(change.keys)
-        assert needed(changed) == once and f"peak {once:.2f} GiB" in change.price
-        assert faster(changed, SHAPE, RECORD, Card("card", 80.0), 1) is None
+@pytest.mark.parametrize("keys", [{}, {"offload_checkpoints": True}, {"layers_without_checkpoints": 2}])
+@pytest.mark.parametrize("layers", [6, 30])
+def test_room_to_spare_is_for_a_faster_run(make: Make, keys: dict[str, Any], layers: int) -> None:
+    room = needed(make(layers_without_checkpoints=layers))
+    change = faster(make(**keys), SHAPE, RECORD, Card("card", room / 0.92 + 1e-6), 1)
+    assert change is not None and change.keys["layers_without_checkpoints"] == layers
+    changed = make(**keys).with_overrides(change.keys)
+    assert needed(changed) == room and f"peak {room:.2f} GiB" in change.price
+    assert needed(changed.with_overrides({"layers_without_checkpoints": layers + 1})) > room
+    assert faster(changed, SHAPE, RECORD, Card("card", room / 0.92 + 1e-6), 1) is None
+    assert not changed.get("offload_checkpoints", False)
+
+
+@pytest.mark.parametrize("keys", [{}, {"offload_checkpoints": True}, {"layers_without_checkpoints": 2}])
+def test_room_for_a_run_without_checkpoints(make: Make, keys: dict[str, Any]) -> None:
+    room = needed(make(disable_gradient_checkpointing=True))
+    change = faster(make(**keys), SHAPE, RECORD, Card("card", room / 0.92 + 1e-6), 1)
+    assert change is not None and change.text.startswith("disable_gradient_checkpointing=true")
+    changed = make(**keys).with_overrides(change.keys)
+    assert needed(changed) == room and not changed.get("layers_without_checkpoints", 0)
+    assert faster(changed, SHAPE, RECORD, Card("card", 1000.0), 1) is None
+    assert faster(make(**keys), SHAPE, RECORD, Card("card", needed(make())), 1) is None, "too little to gain"
+
+
+def test_layers_get_their_checkpoints_back_first(make: Make) -> None:
+    keys = {"embedding_on_cpu": True, "layers_without_checkpoints": 4}
+    verdict = judge(make(**keys), SHAPE, RECORD, Card("card", needed(make(embedding_on_cpu=True))), 1)
+    assert verdict.text == "fits with layers_without_checkpoints=0"
 
 
 def test_nothing_is_faster_with_deepspeed(make: Make) -> None:

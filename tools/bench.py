@@ -168,7 +168,7 @@ def parse() -> argparse.Namespace:
         help="what ours may take of the card; the published way may take all; default: 10.5",
     )
     parser.add_argument("--only", metavar="NAME", help="this row alone")
-    parser.add_argument("--steps", type=int, help="timed steps; default: 2, on a card 20")
+    parser.add_argument("--steps", type=int, help="timed steps; default: 4, on a card 20")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found here, too")
     return parser.parse_args()
 
@@ -189,7 +189,7 @@ def main() -> int:
     if not rows:
         complain(f"error: no row {arguments.only!r}; expected one of {', '.join(row.name for row in known)}")
         return USAGE
-    results = compare(rows, arguments.steps or (20 if arguments.gpu else 2), arguments.gpu, arguments.cap_gib)
+    results = compare(rows, arguments.steps or (20 if arguments.gpu else 4), arguments.gpu, arguments.cap_gib)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return FAULTS if any("error" in found[way] for found in results for way in ("ours", "published")) else DONE

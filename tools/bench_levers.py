@@ -103,6 +103,12 @@ def _write_scores_out(model: Any) -> None:
     model.base_model.model.set_attn_implementation("eager")
 
 
+def _keep_last_half(model: Any) -> None:
+    layers = model.base_model.model.model.layers
+    for layer in layers[len(layers) // 2 :]:
+        layer.gradient_checkpointing = False
+
+
 def _records() -> list[Batch]:
     rows = [replace(_SHORT, batch=1, points=256, prompt=prompt) for prompt in _LENGTHS]
     return [make_batch(row, "ours", "cpu", seed=place) for place, row in enumerate(rows)]
@@ -150,6 +156,7 @@ LEVERS: dict[str, tuple[str, Side, Side]] = {
     "encoder": ("16 series encoded together", Side(_SERIES, change=_encode_one_by_one), Side(_SERIES)),
     "sdpa": ("SDPA instead of eager attention", Side(_RECORD, change=_write_scores_out), Side(_RECORD)),
     "checkpoints": ("gradient checkpoints", Side(replace(_RECORD, checkpointing=False)), Side(_RECORD)),
+    "last-layers": ("2 of 4 layers without checkpoints", Side(_RECORD), Side(_RECORD, change=_keep_last_half)),
     "batch": (
         "8 unequal records in one batch, filled up, not one by one",
         Side(_SHORT, _records),

@@ -31,6 +31,7 @@ class Settings:
     Attributes:
         weight_dtype: of weights that are neither quantised nor trained.
         mixed_precision: ``fp16`` or ``bf16``: autocast to ``compute_dtype``.
+        layers_without_checkpoints: of the last ones; with ``checkpointing`` only.
         train_encoder: LoRA on the series encoder, or with full tuning its weights.
         zero_stage: DeepSpeed's; 0 is without it.
         processes: that train together, one card each.
@@ -48,6 +49,7 @@ class Settings:
     train_encoder: bool = True
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
+    layers_without_checkpoints: int = 0
     offload_checkpoints: bool = False
     embedding_on_cpu: bool = False
     upcast_layernorm: bool = False

@@ -35,10 +35,17 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 
 def checkpoint_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What all layers keep from the forward to the backward pass, wherever it lies."""
-    residuals = shape.layers * residual_bytes(shape, settings, load)
-    if settings.checkpointing:
-        return residuals
-    return residuals + shape.layers * saved_bytes(shape, settings, load) - _unread_bytes(shape, settings, load)
+    return shape.layers * residual_bytes(shape, settings, load) + _kept_bytes(shape, settings, load)
+
+
+def _kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """What layers without a checkpoint keep beside their input; the last layer is one of them, if there is one."""
+    layers = _layers_kept(shape, settings)
+    return layers and layers * saved_bytes(shape, settings, load) - _unread_bytes(shape, settings, load)
+
+
+def _layers_kept(shape: Shape, settings: Settings) -> int:
+    return min(shape.layers, settings.layers_without_checkpoints) if settings.checkpointing else shape.layers
 
 
 def _unread_bytes(shape: Shape, settings: Settings, load: Load) -> int:
@@ -99,10 +106,14 @@ def _scores(shape: Shape, settings: Settings, load: Load) -> int:
 
 
 def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
-    """Peak of one layer's backward pass, without its checkpoint."""
+    """Peak of one layer's backward pass, beyond what all layers keep.
+
+    When a layer is computed again, those that kept everything are done, and what they kept is free.
+    """
     mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
     residual = residual_bytes(shape, settings, load)
-    saved = saved_bytes(shape, settings, load) if settings.checkpointing else 0
+    again = _layers_kept(shape, settings) < shape.layers
+    saved = max(0, saved_bytes(shape, settings, load) - _kept_bytes(shape, settings, load)) if again else 0
     # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
     backward = max(3 * mlp, mlp + _weight_at_once(shape, settings))
     scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0

@@ -118,6 +118,7 @@ class Recipe:
             train_encoder=bool(self.get("train_timeseries_modules", True)),
             optimizer=str(self.get("optim")),
             checkpointing=not self.get("disable_gradient_checkpointing", False),
+            layers_without_checkpoints=int(self.get("layers_without_checkpoints", 0)),
             offload_checkpoints=bool(self.get("offload_checkpoints", False)),
             embedding_on_cpu=bool(self.get("embedding_on_cpu", False)),
             upcast_layernorm=bool(self.get("upcast_layernorm", False)),

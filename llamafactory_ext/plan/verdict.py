@@ -12,6 +12,7 @@ from llamafactory_ext.plan.shape import Shape
 
 _POINTS = (4096, 3072, 2048, 1536, 1024, 768, 512, 256)
 _AMPERE = (8, 0)
+_FILLED = 0.92  # of a card, at most, where it is filled for speed alone: the arithmetic may be off by as much
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,27 @@ def judge(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int) 
 def faster(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int) -> Change | None:
     """Returns what saves time on a card with room to spare, without another result; None where there is nothing.
 
-    Gradient checkpoints: with LoRA a layer's forward, repeated forward and backward pass take about as long each.
-    DeepSpeed's recipes are left as they are: what they gather and when was not measured without checkpoints.
+    Gradient checkpoints: with LoRA a layer's forward, repeated forward and backward pass take about as long each, so
+    that a step without any takes two thirds. DeepSpeed's recipes are left as they are: what they gather and when was
+    not measured without checkpoints.
     """
     if recipe.deepspeed or recipe.get("disable_gradient_checkpointing", False):
         return None
-    keys: dict[str, Any] = {"disable_gradient_checkpointing": True}
-    if recipe.get("offload_checkpoints", False):
-        keys["offload_checkpoints"] = False
-    needed = total(shape, recipe.with_overrides(keys).settings(card.device, processes), load)
-    if needed > card.gib:
-        return None
-    text = " ".join(f"{key}={str(value).lower()}" for key, value in keys.items())
-    return Change(text, f"layers are computed once a step, not twice; peak {needed:.2f} GiB", keys)
+
+    now = int(recipe.get("layers_without_checkpoints", 0))
+    found = None
+    for layers in range(max(now + 1, shape.layers // 10), shape.layers + 1):  # fewer are not worth a key
+        keys: dict[str, Any] = {"layers_without_checkpoints": layers}
+        if layers == shape.layers:
+            keys = {"disable_gradient_checkpointing": True, **({"layers_without_checkpoints": 0} if now else {})}
+        if recipe.get("offload_checkpoints", False):
+            keys["offload_checkpoints"] = False
+        needed = total(shape, recipe.with_overrides(keys).settings(card.device, processes), load)
+        if needed > _FILLED * card.gib:
+            break
+        price = f"{layers} of {shape.layers} layers are computed once a step, not twice; peak {needed:.2f} GiB"
+        found = Change(" ".join(f"{key}={str(value).lower()}" for key, value in keys.items()), price, keys)
+    return found
 
 
 def total(shape: Shape, settings: Settings, load: Load) -> float:
@@ -90,6 +99,9 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
     if device == "cuda" and not recipe.deepspeed and not shape.tied and recipe.get("finetuning_type") == "lora":
         found.append(Change("embedding_on_cpu=true", "a copy of a few MB a step", {"embedding_on_cpu": True}))
     if not recipe.get("disable_gradient_checkpointing", False):
+        if recipe.get("layers_without_checkpoints", 0):
+            price, keys = "these layers are computed twice", {"layers_without_checkpoints": 0}
+            found.append(Change("layers_without_checkpoints=0", price, keys))
         price = "checkpoints cross the bus twice a step"
         found.append(Change("offload_checkpoints=true", price, {"offload_checkpoints": True}))
     else:

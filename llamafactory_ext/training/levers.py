@@ -39,6 +39,8 @@ def install(upstream: Any) -> str | None:
             _move_embedding(model)
         if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
+        if is_trainable and finetuning_args.layers_without_checkpoints:
+            _keep_last_layers(model, model_args, finetuning_args.layers_without_checkpoints)
         adapted = init_adapter(config, model, model_args, finetuning_args, is_trainable)
         if is_trainable and finetuning_args.finetuning_type == "freeze" and finetuning_args.train_timeseries_modules:
             train_whole(adapted)
@@ -105,3 +107,16 @@ def _offload_checkpoints(model: Any, model_args: Any) -> None:
         )
     model.offload_checkpoints = True
     logger.info_rank0("The layers' checkpoints wait for the backward pass in CPU memory.")
+
+
+def _keep_last_layers(model: Any, model_args: Any, count: int) -> None:
+    """Leaves gradient checkpoints out in the last layers, whose backward pass comes first."""
+    layers = model.model.layers
+    if model_args.disable_gradient_checkpointing or count >= len(layers):
+        raise ValueError(
+            f"`layers_without_checkpoints` is {count}; expected less than the model's {len(layers)} layers, with "
+            "gradient checkpoints in the others. For none at all: `disable_gradient_checkpointing: true` alone."
+        )
+    for layer in layers[-count:]:
+        layer.gradient_checkpointing = False
+    logger.info_rank0(f"The last {count} of {len(layers)} layers are computed once a step, without checkpoints.")

@@ -101,6 +101,8 @@ def kill_runs(folder: Path, times: int) -> Iterator[str]:
             process = start(keys, folder, log)
             in_checkpoint = attempt % 2 == 1
             wait_for_moment(process, output, in_checkpoint)
+            if process.poll() is not None:  # it had ended before its moment came
+                break
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1

@@ -35,6 +35,8 @@ from conftest import Gdsh, annotation, answer, log_history, run_cli  # noqa: E40
 RECORDS = 8
 PROMPT = "<ts><ts/>\n请找出异常区间，用JSON回答。"
 TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+FSDP = {"fsdp": "full_shard auto_wrap", "per_device_train_batch_size": 4}
+FSDP_APART = {"fsdp_config": {"sync_module_states": False}}
 VALIDATION = {"eval_dataset": "series_exchanged", "eval_strategy": "steps", "eval_steps": 1}
 PLAIN = {
     "stage": "sft",
@@ -112,7 +114,8 @@ OPTIONS = (
     Option("stage: pt", {"stage": "pt"}, "refused", line="in stage `sft`"),
     Option("stage: pt, text alone", {"stage": "pt", "dataset": "text", "cutoff_len": 16}, "text"),
     Option("DeepSpeed ZeRO-2, 2 processes", {"deepspeed": "z2.json", "per_device_train_batch_size": 4}, processes=2),
-    Option("fsdp, 2 processes", {"fsdp": "full_shard auto_wrap", "per_device_train_batch_size": 4}, processes=2),
+    Option("fsdp, 2 processes", FSDP, "refused", processes=2, line="no available devices found"),
+    Option("fsdp, 2 processes that draw their own weights", FSDP | FSDP_APART, processes=2),
 )
 
 
