@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Those of the tests that meet LLaMA-Factory, transformers and Python's own start the most.
 TESTS = (
     *("seams", "autoload", "arguments", "conversion", "recipes_run"),
-    *("model", "checkpoint", "training_encoder", "float16"),
+    *("model", "checkpoint", "training_encoder", "float16", "levers", "levers_run"),
 )
 FORK_TESTS = ("gdsh_annotations", "gdsh_pictures", "series", "prepare_records")
 
