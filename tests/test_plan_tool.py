@@ -123,6 +123,10 @@ def test_in_a_process_of_its_own(demo: Path) -> None:
         (["yaml/2080ti_qlora.yaml", "DEMO", "model_name_or_path=tests"], "tests: no ChatTS checkpoint"),
         (["yaml/3090_deepspeed_fp16.yaml", "DEMO", "deepspeed=no.json"], "deepspeed: no.json can't be read"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "gradient_accumulation_steps=0"], "gradient_accumulation_steps is 0"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "lora_rank=x"], "lora_rank is 'x'; expected a whole number from 1"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "embedding_on_cpu=maybe"], "`embedding_on_cpu` is 'maybe'; expected"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "layers_without_checkpoints=-1"], "is -1; expected a whole number from 0"),
+        (["yaml/2080ti_qlora_safe.yaml", "DEMO", "layers_without_checkpoints=2"], "not go with `offload_checkpoints`"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=many"], "num_train_epochs is 'many'; expected a number"),
     ],
 )

@@ -213,6 +213,19 @@ def test_keys_that_a_card_lacks(make: Make, keys: dict[str, Any], text: str) -> 
     assert "fault" not in said(make(upcast_layernorm=True)).values()
 
 
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"disable_gradient_checkpointing": True}, "disable_gradient_checkpointing are both set: remove one"),
+        ({"layers_without_checkpoints": 48}, "is 48, the model has 48 layers: disable_gradient_checkpointing=true"),
+    ],
+)
+def test_layers_without_checkpoints(make: Make, keys: dict[str, Any], text: str) -> None:
+    found = said(make(**{"layers_without_checkpoints": 47, **keys}))
+    assert [level for line, level in found.items() if text in line] == ["fault"]
+    assert "fault" not in said(make(layers_without_checkpoints=47)).values()
+
+
 def test_float16_where_there_is_better_or_nothing(make: Make) -> None:
     assert (
         said(make(), CARDS["3060"])[

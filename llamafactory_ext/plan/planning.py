@@ -71,6 +71,7 @@ def make_plan(
     names = values.get("dataset")
     if not names:
         raise UsageError(f"{path} names no dataset; add dataset=… with a name of dataset_info.json")
+    recipe.check_method()
     rhythm, shape = recipe.rhythm, recipe.shape
     try:
         card = choose_card(gpu, path.stem)

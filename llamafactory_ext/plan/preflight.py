@@ -32,7 +32,8 @@ class Check:
 
 def check(recipe: Recipe, card: Card) -> list[Check]:
     """Looks at programs, card and folders."""
-    return [*_programs(recipe, card), *_precision(recipe, card), *_model(recipe), *_output(recipe)]
+    found = [*_programs(recipe, card), *_precision(recipe, card), *_checkpoints(recipe)]
+    return [*found, *_model(recipe), *_output(recipe)]
 
 
 def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
@@ -79,6 +80,15 @@ def _driver(versions: str, usable: bool) -> Iterator[Check]:
             yield Check("warning", f"{name}, driver {driver}: {int(used) / 1024:.1f} GiB are in use: end what uses it")
         else:
             yield Check("ok", f"{name}, driver {driver}")
+
+
+def _checkpoints(recipe: Recipe) -> Iterator[Check]:
+    without, layers = recipe.get("layers_without_checkpoints", 0), recipe.shape.layers
+    if without and recipe.get("disable_gradient_checkpointing", False):
+        yield Check("fault", "layers_without_checkpoints and disable_gradient_checkpointing are both set: remove one")
+    elif without >= layers:
+        fix = "disable_gradient_checkpointing=true layers_without_checkpoints=0"
+        yield Check("fault", f"layers_without_checkpoints is {without}, the model has {layers} layers: {fix}")
 
 
 def _needs(module: str, key: str, fix: str) -> Check:
