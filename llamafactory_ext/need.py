@@ -13,6 +13,7 @@ OWN_KEYS = (
     "overlong_records",
     "embedding_on_cpu",
     "offload_checkpoints",
+    "layers_without_checkpoints",
     "event_f1_steps",
     "event_f1_records",
 )
