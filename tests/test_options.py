@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import log_history
 from datasets import DatasetDict
-from resilience.options import PLAIN, Bench, exchange, prepare, sharded
+from resilience.options_bench import PLAIN, Bench, exchange, prepare
+from resilience.options_special import sharded
 
 from llamafactory_ext.series import patch_count
 
