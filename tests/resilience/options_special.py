@@ -13,9 +13,6 @@ from conftest import ROOT
 from resilience.options_bench import Bench, Run
 
 
-TWO = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What is known of an option: ``works``, ``refused`` or ``WRONG``, and the numbers or the line that tell it."""
