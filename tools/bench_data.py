@@ -193,7 +193,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.step is None:
         compare(arguments.rounds)
-        grow(arguments.grow)
+        if arguments.grow:
+            grow(arguments.grow)
     elif arguments.scratch is None:
         convert_plainly(arguments.folder, arguments.folder / "plain.jsonl")
     else:
