@@ -51,7 +51,8 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
             raise ValueError(f"`packing` needs a `cutoff_len` that is a multiple of 8, found {given}; set {advised}.")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """True for whole numbers from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -97,7 +98,7 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
 
     def _check_layers(self) -> None:
         layers = self.layers_without_checkpoints
-        if layers != 0 and not _is_count(layers):
+        if layers != 0 and not is_count(layers):
             raise ValueError(f"`layers_without_checkpoints` is {layers!r}; expected a whole number from 0.")
         if layers and self.offload_checkpoints:
             raise ValueError(
@@ -108,7 +109,7 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
     def _check_event_f1(self) -> None:
         for key in ("event_f1_steps", "event_f1_records"):
             value = getattr(self, key)
-            if (value is not None or key == "event_f1_records") and not _is_count(value):
+            if (value is not None or key == "event_f1_records") and not is_count(value):
                 raise ValueError(f"`{key}` is {value!r}; expected a whole number from 1.")
         if self.event_f1_steps is not None and self.stage != "sft":
             raise ValueError(f"`event_f1_steps` works in stage `sft`, not `{self.stage}`; remove it.")

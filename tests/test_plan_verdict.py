@@ -154,6 +154,15 @@ def test_layers_get_their_checkpoints_back_first(make: Make) -> None:
     assert verdict.text == "fits with layers_without_checkpoints=0"
 
 
+@pytest.mark.parametrize("layers", [1, 2, 20])
+def test_what_is_offloaded_is_not_kept_as_well(make: Make, layers: int) -> None:
+    """A single layer can cost nothing at the peak, and is then no change of its own."""
+    offloaded = needed(make(embedding_on_cpu=True, offload_checkpoints=True))
+    keys = {"embedding_on_cpu": True, "layers_without_checkpoints": layers}
+    verdict = judge(make(**keys), SHAPE, RECORD, Card("card", offloaded), 1)
+    assert verdict.changes[-1].keys == {"offload_checkpoints": True, "layers_without_checkpoints": 0}
+
+
 def test_nothing_is_faster_with_deepspeed(make: Make) -> None:
     recipe = make(deepspeed=str(ROOT / "yaml" / "deepspeed" / "zero3_offload.json"), quantization_bit=None)
     assert faster(recipe, SHAPE, RECORD, Card("card", 1000.0), 1) is None

@@ -108,6 +108,28 @@ def arguments(values: dict[str, Any], dataset: str, validation: str | None = Non
     return Arguments(model, data, training, entries, held_out)
 
 
+def check_method(values: dict[str, Any]) -> None:
+    """Looks at the recipe's keys of method and memory, which ``arguments`` replaces, as training will.
+
+    Raises:
+        UsageError: a value that LLaMA-Factory or the plugin refuses.
+    """
+    from llamafactory.hparams import FinetuningArguments
+
+    from llamafactory_ext.arguments import is_count
+
+    for key in ("lora_rank", "quantization_bit"):  # upstream does not check their types
+        value = values.get(key)
+        if value is not None and not is_count(value):
+            raise UsageError(f"{key} is {value!r}; expected a whole number from 1")
+    method = _in_use(FinetuningArguments)
+    chosen = {key: values[key] for key in method.__dataclass_fields__ if values.get(key) is not None}
+    try:
+        method(**chosen)
+    except (ValueError, TypeError, AttributeError) as err:
+        raise UsageError(f"LLaMA-Factory refuses the recipe: {err}") from err
+
+
 def _entries(names: str, folder: Any) -> dict[str, Any]:
     """Returns upstream's entries by name; a path has the entry that a file of ChatTS records would have."""
     from llamafactory.data.parser import get_dataset_list
@@ -147,10 +169,15 @@ def _is_file(name: str) -> bool:
 
 def _data_keys() -> set[str]:
     from llamafactory.hparams import DataArguments
+
+    return set(_in_use(DataArguments).__dataclass_fields__)
+
+
+def _in_use(base: Any) -> Any:
+    """Returns the class of arguments that training reads in place of ``base``: the plugin's, with its keys."""
     from llamafactory.hparams.parser import _TRAIN_ARGS
 
-    ours = next((one for one in _TRAIN_ARGS if issubclass(one, DataArguments)), DataArguments)
-    return set(ours.__dataclass_fields__)
+    return next((one for one in _TRAIN_ARGS if issubclass(one, base)), base)
 
 
 def _known_keys() -> set[str]:

@@ -41,7 +41,9 @@ def checkpoint_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 def _kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What layers without a checkpoint keep beside their input; the last layer is one of them, if there is one."""
     layers = _layers_kept(shape, settings)
-    return layers and layers * saved_bytes(shape, settings, load) - _unread_bytes(shape, settings, load)
+    if not layers:
+        return 0
+    return layers * saved_bytes(shape, settings, load) - _unread_bytes(shape, settings, load)
 
 
 def _layers_kept(shape: Shape, settings: Settings) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafactory_ext.check.recipe import UsageError, arguments, read_recipe
+from llamafactory_ext.check.recipe import UsageError, arguments, check_method, read_recipe
 from llamafactory_ext.plan import cards, files, rates
 from llamafactory_ext.plan.cards import Card
 from llamafactory_ext.plan.data import Data, read_data
@@ -71,7 +71,7 @@ def make_plan(
     names = values.get("dataset")
     if not names:
         raise UsageError(f"{path} names no dataset; add dataset=… with a name of dataset_info.json")
-    recipe.check_method()
+    check_method(values)
     rhythm, shape = recipe.rhythm, recipe.shape
     try:
         card = choose_card(gpu, path.stem)

@@ -48,22 +48,6 @@ class Recipe:
                 raise UsageError(f"{key} is {value!r}; expected more than 0")
         return Rhythm(**fields)
 
-    def check_method(self) -> None:
-        """Raises UsageError where LLaMA-Factory, or the plugin, would refuse a key of the method or of memory."""
-        from llamafactory.hparams import FinetuningArguments
-        from llamafactory.hparams.parser import _TRAIN_ARGS
-
-        fields = next(one for one in _TRAIN_ARGS if issubclass(one, FinetuningArguments))
-        for key in ("lora_rank", "quantization_bit"):  # types are not checked there
-            value = self.get(key)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise UsageError(f"{key} is {value!r}; expected a whole number from 1")
-        known = fields.__dataclass_fields__.keys() & self.values.keys()
-        try:
-            fields(**{key: self.values[key] for key in known if self.values[key] is not None})
-        except (ValueError, TypeError, AttributeError) as err:
-            raise UsageError(f"LLaMA-Factory refuses the recipe: {err}") from err
-
     @property
     def config(self) -> dict[str, Any] | None:
         """The model's ``config.json``; None where it can't be read, as before the first download.

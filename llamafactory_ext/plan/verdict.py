@@ -19,11 +19,17 @@ _FILLED = 0.92  # of a card, at most, where it is filled for speed alone: the ar
 class Change:
     """One thing to change: keys of the recipe, or the data."""
 
-    text: str
     price: str
     keys: Mapping[str, Any]
     load: Load | None = None
     """What is computed at once, where that changes."""
+    data: str = ""
+    """What to do to the data, where no key does it."""
+
+    @property
+    def text(self) -> str:
+        """As it is written on the command line."""
+        return self.data or " ".join(f"{key}={str(value).lower()}" for key, value in self.keys.items())
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def faster(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int)
         if needed > _FILLED * card.gib:
             break
         price = f"{layers} of {shape.layers} layers are computed once a step, not twice; peak {needed:.2f} GiB"
-        found = Change(" ".join(f"{key}={str(value).lower()}" for key, value in keys.items()), price, keys)
+        found = Change(price, keys)
     return found
 
 
@@ -97,30 +103,27 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
     batch, accumulation = recipe.rhythm.per_device_train_batch_size, recipe.rhythm.gradient_accumulation_steps
     found = []
     if device == "cuda" and not recipe.deepspeed and not shape.tied and recipe.get("finetuning_type") == "lora":
-        found.append(Change("embedding_on_cpu=true", "a copy of a few MB a step", {"embedding_on_cpu": True}))
-    if not recipe.get("disable_gradient_checkpointing", False):
-        if recipe.get("layers_without_checkpoints", 0):
-            price, keys = "these layers are computed twice", {"layers_without_checkpoints": 0}
-            found.append(Change("layers_without_checkpoints=0", price, keys))
-        price = "checkpoints cross the bus twice a step"
-        found.append(Change("offload_checkpoints=true", price, {"offload_checkpoints": True}))
+        found.append(Change("a copy of a few MB a step", {"embedding_on_cpu": True}))
+    if recipe.get("disable_gradient_checkpointing", False):
+        found.append(Change("each layer is computed twice", {"disable_gradient_checkpointing": False}))
     else:
-        price = "each layer is computed twice"
-        found.append(Change("disable_gradient_checkpointing=false", price, {"disable_gradient_checkpointing": False}))
-    found.append(Change("optim=paged_adamw_8bit", "moments rounded to 8 bit", {"optim": "paged_adamw_8bit"}))
+        # Layers without checkpoints and offloaded ones are refused together, whichever of them is set.
+        again = {"layers_without_checkpoints": 0} if recipe.get("layers_without_checkpoints", 0) else {}
+        found += [Change("these layers are computed twice", again)] if again else []
+        found.append(Change("checkpoints cross the bus twice a step", {"offload_checkpoints": True, **again}))
+    found.append(Change("moments rounded to 8 bit", {"optim": "paged_adamw_8bit"}))
     if batch > 1:
         keys = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch * accumulation}
-        text = " ".join(f"{key}={value}" for key, value in keys.items())
         load = Load(-(-load.tokens // load.rows), -(-load.labels // load.rows), -(-load.patches // load.rows))
-        found.append(Change(text, "the same step in more passes", keys, load))
+        found.append(Change("the same step in more passes", keys, load))
     if recipe.get("quantization_bit") is None and not recipe.deepspeed and recipe.get("finetuning_type") == "lora":
-        found.append(Change("quantization_bit=4", "weights rounded to 4 bit", {"quantization_bit": 4}))
+        found.append(Change("weights rounded to 4 bit", {"quantization_bit": 4}))
     for points in _POINTS:
         patches = -(-points // shape.patch_size) * load.rows
         if patches < load.patches:
             shorter = replace(load, patches=patches, tokens=load.tokens - load.patches + patches)
-            text = f"(series thinned: tools/prepare.py --max-points {points})"
-            found.append(Change(text, "fewer points a series", {}, shorter))
+            data = f"(series thinned: tools/prepare.py --max-points {points})"
+            found.append(Change("fewer points a series", {}, shorter, data))
     return found
 
 

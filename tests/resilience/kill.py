@@ -27,19 +27,11 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import load_file
-from small_runs import demo_recipe, start, write_small_data
+from small_runs import ZERO2, demo_recipe, start, write_small_data
 
 
 STEPS = 40
-KINDS = {
-    "full": {},
-    "lora": {"finetuning_type": "lora", "lora_target": "q_proj,k_proj,v_proj"},
-}  # of one process, by turns
-ZERO2 = {
-    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
-    "zero_optimization": {"stage": 2, "overlap_comm": False},
-    **{"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False},
-}
+KINDS = {"full": {}, "lora": {"finetuning_type": "lora", "lora_target": "q_proj,k_proj,v_proj"}}  # by turns
 TORCHRUN = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
 
 
@@ -68,7 +60,8 @@ def main() -> int:
 
 
 def recipe(folder: Path, output: Path, kind: str) -> dict[str, Any]:
-    keys = demo_recipe(folder, output) | KINDS.get(kind, {"deepspeed": str(folder / "zero2.json")})
+    extra = {"deepspeed": str(folder / "zero2.json")} if kind == "zero2" else KINDS[kind]
+    keys = demo_recipe(folder, output) | extra
     return keys | {"max_steps": STEPS, "save_steps": 2, "learning_rate": 1e-3, "lora_rank": 8}
 
 

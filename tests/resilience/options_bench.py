@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Gdsh, annotation, answer, log_history, run_cli
+from resilience.small_runs import ZERO2
 
 
 RECORDS = 8
@@ -32,7 +33,6 @@ PLAIN = {
     "use_cpu": True,
     "overwrite_output_dir": True,
 }
-UNTESTED = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 COLUMNS: dict[str, dict[str, str]] = {
     "lines": {"response": "output"},
     "pairs": {"chosen": "chosen", "rejected": "rejected"},
@@ -153,9 +153,7 @@ def prepare(folder: Path) -> Bench:
     texts = [{"instruction": f"count {i}", "input": "", "output": f"{i} {i + 1}"} for i in range(3)]
     bench.write("data/text.json", texts)
     bench.write("data/dataset_info.json", {**info, "text": {"file_name": "text.json"}})
-    stage2 = {"stage": 2, "overlap_comm": False}
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    bench.write("z2.json", {**dict.fromkeys(automatic, "auto"), "zero_optimization": stage2} | UNTESTED)
+    bench.write("z2.json", ZERO2)
     return bench
 
 

@@ -16,6 +16,13 @@ from conftest import Gdsh, annotation, answer, start_cli  # noqa: E402
 from demo_model import write_model  # noqa: E402
 
 
+ZERO2 = {
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+    "zero_optimization": {"stage": 2, "overlap_comm": False},
+    **{"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False},
+}  # DeepSpeed's configuration
+
+
 def write_small_data(folder: Path) -> None:
     """Writes ``folder/model``, a tiny ChatTS, and ``folder/data``: eight points of 64 values."""
     write_model(folder / "model")
