@@ -3,14 +3,16 @@
 import importlib
 import sys
 
-from llamafactory_ext import __version__, register
+from llamafactory_ext import __version__
+from llamafactory_ext.plugin import activation
+from llamafactory_ext.plugin.seams import SEAMS
 
 
 _AUTOLOADED = "llamafactory_ext.autoload" in sys.modules  # before the next line imports it
 
 from llamafactory_ext.autoload import enabled  # noqa: E402
-from llamafactory_ext.dataset_entry import FORMATS  # noqa: E402
-from llamafactory_ext.installed import CHECKED, on_fork, too_old, version  # noqa: E402
+from llamafactory_ext.data.formats import FORMATS  # noqa: E402
+from llamafactory_ext.plugin.versions import CHECKED, on_fork, too_old, version  # noqa: E402
 
 
 _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "pandas")
@@ -36,14 +38,14 @@ def main() -> int:
         print("Install versions that fit together, from this project's folder: pip install '.[train]'")
         return 1
     print("Where it meets LLaMA-Factory" + (" (the fork: only what it lacks):" if on_fork() else ":"))
-    for seam in register.SEAMS:
+    for seam in SEAMS:
         kind = "public" if seam.public else "seam"
-        print(f"  {kind:7} {seam.target.removeprefix('llamafactory.'):48} {register.states()[seam.target]}")
+        print(f"  {kind:7} {seam.target.removeprefix('llamafactory.'):48} {activation.states()[seam.target]}")
     print(f"Data formats: {', '.join(formats) or 'none'}. Template: {', '.join(templates) or 'none'}.")
     print("Autoload: in place.")
     print("Off switch: LLAMAFACTORY_EXT=0.")
-    wrong = {target: state for target, state in register.states().items() if state == register.WAITING}
-    wrong |= register.failures()
+    wrong = {target: state for target, state in activation.states().items() if state == activation.WAITING}
+    wrong |= activation.failures()
     for target, why in wrong.items():
         print(f"WRONG {target}: {why}")
     old = too_old()
@@ -55,7 +57,7 @@ def main() -> int:
 
 def _load() -> tuple[list[str], list[str]]:
     """Imports every module that has a seam; returns which of our formats and templates are registered."""
-    for module in dict.fromkeys(seam.module for seam in register.SEAMS if seam.target not in register.failures()):
+    for module in dict.fromkeys(seam.module for seam in SEAMS if seam.target not in activation.failures()):
         importlib.import_module(module)
     converters = getattr(sys.modules.get("llamafactory.data.converter"), "DATASET_CONVERTERS", {})
     templates = getattr(sys.modules.get("llamafactory.data.template"), "TEMPLATES", {})

@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 class LlamaFactoryWaiter:
     """Meta path finder that only notices when ``llamafactory`` is about to be imported.
 
-    Or one of our own modules, which import LLaMA-Factory in turn: a worker process that unpickles a converter starts
-    with ours. No hook for ``register`` and what it imports, which is what switching on imports, nor for what is
-    pure.
+    Or one of our own modules that import LLaMA-Factory in turn: a worker process that unpickles a converter starts
+    with ours.
     """
 
-    needless = ("register", "hook", "installed", "restarts", "dataset_entry", "gdsh", "prepare")
+    homes = tuple(f"llamafactory_ext.{name}" for name in ("data.converter", "data.template", "training", "serving"))
 
     @classmethod
     def find_spec(cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "Any":
-        package, _, rest = name.partition(".")
-        if name == "llamafactory" or (package == "llamafactory_ext" and rest.split(".")[0] not in ("", *cls.needless)):
+        if name == "llamafactory" or name.startswith(cls.homes):
             finder = cls.switch_on()
             return finder and finder.find_spec(name, path, target)
         return None
@@ -44,12 +42,12 @@ class LlamaFactoryWaiter:
         if cls in sys.meta_path:
             sys.meta_path.remove(cls)
         try:
-            from llamafactory_ext import register
+            from llamafactory_ext.plugin import activation
         except Exception as why:  # half an installation: LLaMA-Factory itself will say that it knows no `chatts`
             if sys.stderr:
                 sys.stderr.write(f"llamafactory_ext can't be loaded and stays off, {why!r}. Install it again\n")
             return None
-        return register.activate()
+        return activation.activate()
 
 
 def enabled() -> bool:
@@ -63,7 +61,7 @@ def watch() -> None:
         return
     if "llamafactory" in sys.modules:
         LlamaFactoryWaiter.switch_on()
-    elif "llamafactory_ext.register" not in sys.modules:
+    elif "llamafactory_ext.plugin.activation" not in sys.modules:
         sys.meta_path.insert(0, LlamaFactoryWaiter)
 
 

@@ -92,8 +92,8 @@ def test_event_f1_in_another_stage(parse: Parse) -> None:
 def test_every_key_tells_that_the_plugin_is_needed() -> None:
     from dataclasses import fields
 
-    from llamafactory_ext import arguments
-    from llamafactory_ext.need import OWN_KEYS
+    from llamafactory_ext.plugin.relevance import OWN_KEYS
+    from llamafactory_ext.training import arguments
 
     ours = (arguments.SeriesDataArguments, arguments.SeriesFinetuningArguments)
     added = [{one.name for one in fields(cls)} - {one.name for one in fields(cls.__base__)} for cls in ours]

@@ -21,8 +21,10 @@ import pytest
 import upstream
 from helpers_model import config_dict
 
-from llamafactory_ext import __version__, register
-from llamafactory_ext.need import run_needs_plugin
+from llamafactory_ext import __version__
+from llamafactory_ext.plugin import activation
+from llamafactory_ext.plugin.relevance import run_needs_plugin
+from llamafactory_ext.plugin.seams import SEAMS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,7 +160,7 @@ def import_llamafactory(folder: Path, *arguments: str) -> subprocess.CompletedPr
     return upstream.run([sys.executable, "-c", code, *arguments], folder, PYTHONPATH=str(folder))
 
 
-@pytest.mark.parametrize("missing", ["register.py", "installed.py", "hook.py"])
+@pytest.mark.parametrize("missing", ["activation.py", "installed.py", "hook.py"])
 def test_llamafactory_starts_beside_half_an_installation(missing: str, tmp_path: Path) -> None:
     write_stand_in(tmp_path)
     shutil.copytree(ROOT / "llamafactory_ext", tmp_path / "llamafactory_ext")
@@ -193,7 +195,7 @@ def test_versions_that_are_too_old_are_named_at_start(
     assert (done.returncode, done.stdout) == (1, "")
     found = f"llamafactory {llamafactory} with transformers {transformers} is not supported"
     assert done.stderr.splitlines()[-1] == (
-        f"llamafactory_ext.register.SeamError: {found}: llamafactory_ext {__version__} wants {wanted}. "
+        f"llamafactory_ext.plugin.activation.SeamError: {found}: llamafactory_ext {__version__} wants {wanted}. "
         "LLAMAFACTORY_EXT=0 switches off."
     )
     done = import_llamafactory(tmp_path, "template=qwen")
@@ -239,7 +241,7 @@ def report():
     return found
 """
 SUBCLASSED = ("_TRAIN_ARGS", "AutoProcessor", "CustomSeq2SeqTrainer", "CustomKTOTrainer")
-PRIVATE = [seam.target for seam in register.SEAMS if not seam.public]
+PRIVATE = [seam.target for seam in SEAMS if not seam.public]
 WRAPPED = [target for target in PRIVATE if target.rpartition(":")[2] not in SUBCLASSED]
 REPORT = REPORT.replace("TARGETS", repr(WRAPPED))
 
@@ -249,13 +251,13 @@ def on() -> dict[str, Any]:
     """What is found in this process, where the package was switched on as LLaMA-Factory was imported."""
     names: dict[str, Any] = {}
     exec(REPORT, names)
-    for seam in register.SEAMS:
+    for seam in SEAMS:
         importlib.import_module(seam.module)
-    return {"states": register.states(), "found": names["report"]()}
+    return {"states": activation.states(), "found": names["report"]()}
 
 
 def test_everything_is_in_place_after_import(on: dict[str, Any]) -> None:
-    assert register.failures() == {}
+    assert activation.failures() == {}
     assert set(on["states"].values()) <= {
         "wrapped",
         "registered",
@@ -265,7 +267,7 @@ def test_everything_is_in_place_after_import(on: dict[str, Any]) -> None:
     assert {"gdsh", "chatts"} <= set(on["found"]["formats"])
     assert on["found"]["plugin"] and on["found"]["template"]
     assert {target: on["found"][target] for target in WRAPPED} == dict.fromkeys(WRAPPED, 1)
-    register.require()
+    activation.require()
 
 
 BY_HAND = (
@@ -273,10 +275,10 @@ BY_HAND = (
     + """
 off = report()
 ours = sorted(name for name in sys.modules if name.startswith("llamafactory_ext"))
-from llamafactory_ext import register
-register.activate()
-once, states = report(), register.states()
-register.activate()
+from llamafactory_ext.plugin import activation
+activation.activate()
+once, states = report(), activation.states()
+activation.activate()
 print(json.dumps({"off": off, "ours": ours, "once": once, "twice": report(), "states": states}))
 """
 )
@@ -290,14 +292,14 @@ class OtherPlugin(mm_plugin.BasePlugin):
 converter.register_dataset_converter("chatts", converter.AlpacaDatasetConverter)
 mm_plugin.register_mm_plugin("chatts", OtherPlugin)
 template.register_template(name="chatts", default_system="another", mm_plugin=mm_plugin.get_mm_plugin("chatts"))
-from llamafactory_ext import register
-register.activate()
+from llamafactory_ext.plugin import activation
+activation.activate()
 print(json.dumps({
     "converter": converter.DATASET_CONVERTERS["chatts"].__name__,
     "plugin": mm_plugin.PLUGINS["chatts"].__name__,
     "template": template.TEMPLATES["chatts"].default_system,
     "gdsh": converter.DATASET_CONVERTERS["gdsh"].__name__,
-    "states": register.states(),
+    "states": activation.states(),
 }))
 """
 
@@ -343,10 +345,10 @@ def test_our_own_modules_can_be_imported_first(tmp_path: Path) -> None:
     code = """
 import json, sys
 import llamafactory_ext.MODULE
-from llamafactory_ext import register
-imported = {seam.target for seam in register.SEAMS if seam.module in sys.modules}
-waiting = [target for target in imported if register.states()[target] == register.WAITING]
-print(json.dumps([register.failures(), waiting, len(imported)]))
+from llamafactory_ext.plugin import activation
+imported = {seam.target for seam in SEAMS if seam.module in sys.modules}
+waiting = [target for target in imported if activation.states()[target] == activation.WAITING]
+print(json.dumps([activation.failures(), waiting, len(imported)]))
 """
     modules = ["converter", "mm_plugin", "arguments"]
     results = upstream.run_json_each([code.replace("MODULE", module) for module in modules], tmp_path)
@@ -355,9 +357,9 @@ print(json.dumps([register.failures(), waiting, len(imported)]))
         assert count > 0, module
 
 
-@pytest.mark.parametrize("module", ["register", "hook", "installed", "restarts", "gdsh", "prepare"])
+@pytest.mark.parametrize("module", ["plugin.activation", "gdsh", "toolbox.prepare"])
 def test_modules_that_switching_on_needs_can_be_imported_first(module: str, tmp_path: Path) -> None:
-    code = f"import json, llamafactory_ext.{module}; from llamafactory_ext import register; print(json.dumps([]))"
+    code = f"import json, llamafactory_ext.{module}; print(json.dumps([]))"
     assert upstream.run_json_each([code], tmp_path) == [[]]
 
 
@@ -513,12 +515,12 @@ def test_run_without_need_goes_on_untouched(broken: Path, tmp_path: Path) -> Non
 import sys
 sys.argv = ["llamafactory-cli", "recipe.yaml"]
 import llamafactory.data.loader, llamafactory.train.tuner, llamafactory.train.sft.workflow
-from llamafactory_ext import register
+from llamafactory_ext.plugin import activation
 assert llamafactory.__file__.startswith(sys.argv.pop() and PLACE), llamafactory.__file__
-print(len(register.failures()))
+print(len(activation.failures()))
 try:
-    register.require()
-except register.SeamError as err:
+    activation.require()
+except activation.SeamError as err:
     print(err)
 """
     write_recipe(tmp_path, template="qwen")
@@ -551,11 +553,11 @@ def test_report_on_a_good_install(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"llamafactory_ext {__version__}, Python" in done.stdout
     assert f"llamafactory   {upstream.installed_version()}  (checked with 0.9.4, 0.9.5)" in done.stdout
-    for seam in register.SEAMS:
+    for seam in SEAMS:
         assert f" {seam.target.removeprefix('llamafactory.')} " in done.stdout
     for line in ("Data formats: gdsh, chatts. Template: chatts.", "Autoload: in place.", "LLAMAFACTORY_EXT=0"):
         assert line in done.stdout
-    assert "missing" not in done.stdout and register.WAITING not in done.stdout
+    assert "missing" not in done.stdout and activation.WAITING not in done.stdout
 
 
 def test_report_when_switched_off(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_quantised_layers_are_those_of_the_decoder():
 
 
 def test_the_gpu_row_has_the_published_size():
-    from llamafactory_ext.plan.shape import KNOWN, Shape
+    from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
 
     (row,) = GPU_ROWS
     assert Shape.from_config(make_config(row)) == KNOWN["chatts-14b"]

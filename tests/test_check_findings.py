@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import NOTHING_FOUND, answer
 
-from llamafactory_ext.check import findings, label_findings, likeness
-from llamafactory_ext.check.facts import RecordFacts, record_facts
-from llamafactory_ext.check.labels import Label, read_labels
+from llamafactory_ext.toolbox.check import findings, label_findings, likeness
+from llamafactory_ext.toolbox.session.facts import RecordFacts, record_facts
+from llamafactory_ext.toolbox.session.labels import Label, read_labels
 
 
 PROMPT = "<ts><ts/> find anomalies"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import Gdsh, annotation, answer, log_history, run_cli
 
+from llamafactory_ext.data.series_cache import read_once, shared_series
 from llamafactory_ext.gdsh import GdshError, tables
-from llamafactory_ext.shared_series import read_once, shared_series
 
 
 @pytest.fixture

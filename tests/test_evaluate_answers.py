@@ -7,8 +7,8 @@ from conftest import NOTHING_FOUND, answer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.evaluate.answers import LENIENT, SALVAGED, STRICT, UNREADABLE, place, read_answer
 from llamafactory_ext.gdsh import Anomaly
+from llamafactory_ext.gdsh.readings import LENIENT, SALVAGED, STRICT, UNREADABLE, place, read_answer
 
 
 ENTRY = '{"interval": [3, 5], "type": "点异常"}'

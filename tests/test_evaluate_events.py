@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.evaluate.events import Agreement, Counts, Interval, agreement, event_counts, overlap, total
+from llamafactory_ext.gdsh.events import Agreement, Counts, Interval, agreement, event_counts, overlap, total
 
 
 def intervals(longest: int = 6) -> st.SearchStrategy[list[Interval]]:

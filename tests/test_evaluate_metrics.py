@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 pytest.importorskip("aeon")
 pytest.importorskip("telemeval")
 
-from llamafactory_ext.evaluate.events import Agreement, Counts, Interval
-from llamafactory_ext.evaluate.metrics import RecordScores, score
+from llamafactory_ext.gdsh.events import Agreement, Counts, Interval
+from llamafactory_ext.toolbox.evaluate.metrics import RecordScores, score
 
 
 LENGTH = 100

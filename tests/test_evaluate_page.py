@@ -15,14 +15,14 @@ from helpers_browser import BROWSER, Visit, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.evaluate import page as pages
-from llamafactory_ext.evaluate.page import BEST, WORST, page, write_page
-from llamafactory_ext.evaluate.page_panel import draw_panel
-from llamafactory_ext.evaluate.page_records import order
-from llamafactory_ext.evaluate.page_scores import METRICS
-from llamafactory_ext.evaluate.page_style import STYLE
-from llamafactory_ext.evaluate.result import Evaluation, Judged
 from llamafactory_ext.gdsh.answers import Anomaly
+from llamafactory_ext.toolbox.evaluate import page as pages
+from llamafactory_ext.toolbox.evaluate.page import BEST, WORST, page, write_page
+from llamafactory_ext.toolbox.evaluate.page_records import order
+from llamafactory_ext.toolbox.evaluate.page_scores import METRICS
+from llamafactory_ext.toolbox.evaluate.result import Evaluation, Judged
+from llamafactory_ext.toolbox.pages.panel import draw_panel
+from llamafactory_ext.toolbox.pages.style import STYLE
 
 
 EVIL = "</title></svg><script>alert(1)</script>\"'&"
@@ -302,10 +302,10 @@ def test_unreadable_answers_are_worse_than_wrong_ones() -> None:
 def test_real_scores_are_shown() -> None:
     """What scoring gives has the names that the page looks for."""
     pytest.importorskip("aeon", reason="scores need it")
-    from llamafactory_ext.evaluate.points import Source
-    from llamafactory_ext.evaluate.predictions import Prediction
-    from llamafactory_ext.evaluate.scoring import evaluate
     from llamafactory_ext.series import describe
+    from llamafactory_ext.toolbox.evaluate.points import Source
+    from llamafactory_ext.toolbox.evaluate.predictions import Prediction
+    from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
     values = series(300)[:600]
     labels = answer((300, 300), (100, 199))

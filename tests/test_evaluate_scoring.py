@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 pytest.importorskip("aeon")
 pytest.importorskip("telemeval")
 
-from llamafactory_ext.evaluate.baselines import flagged_intervals, iqr, random_intervals, zscore
-from llamafactory_ext.evaluate.confidence import confidence
-from llamafactory_ext.evaluate.errors import EvaluateError
-from llamafactory_ext.evaluate.metrics import score
-from llamafactory_ext.evaluate.points import Source
-from llamafactory_ext.evaluate.predictions import Prediction, read_predictions
-from llamafactory_ext.evaluate.scoring import evaluate
-from llamafactory_ext.evaluate.tallies import METRICS, add, metrics_of, plain, tally
 from llamafactory_ext.series import describe
+from llamafactory_ext.toolbox.evaluate.baselines import flagged_intervals, iqr, random_intervals, zscore
+from llamafactory_ext.toolbox.evaluate.confidence import confidence
+from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
+from llamafactory_ext.toolbox.evaluate.metrics import score
+from llamafactory_ext.toolbox.evaluate.points import Source
+from llamafactory_ext.toolbox.evaluate.predictions import Prediction, read_predictions
+from llamafactory_ext.toolbox.evaluate.scoring import evaluate
+from llamafactory_ext.toolbox.evaluate.tallies import METRICS, add, metrics_of, plain, tally
 
 
 def line(label: str, predict: str, series: Sequence[float] | None = None) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_order_of_records_does_not_matter(order: list[int]) -> None:
 
 
 def alone(records: list[Prediction]) -> Any:
-    from llamafactory_ext.evaluate.judging import judge, read_case
+    from llamafactory_ext.toolbox.evaluate.judging import judge, read_case
 
     return [judge(read_case(one, False)) for one in records]
 

@@ -15,9 +15,9 @@ from conftest import NOTHING_FOUND, ROOT, Gdsh, annotation, answer
 pytest.importorskip("aeon")
 pytest.importorskip("telemeval")
 
-from llamafactory_ext.evaluate.tallies import METRICS
 from llamafactory_ext.gdsh import read_series
 from llamafactory_ext.series import describe
+from llamafactory_ext.toolbox.evaluate.tallies import METRICS
 
 
 @pytest.fixture

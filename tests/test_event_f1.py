@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, Gdsh, annotation, answer, log_history, run_cli
 
-from llamafactory_ext.evaluate.predictions import Prediction
-from llamafactory_ext.evaluate.scoring import evaluate
+from llamafactory_ext.toolbox.evaluate.predictions import Prediction
+from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
 
 Train = Callable[..., Path]
@@ -150,8 +150,7 @@ def test_a_batch_answers_what_its_records_do(demo: Path, data: Path, tokenise: C
 
     from llamafactory_ext.model import read_config
     from llamafactory_ext.series import encode
-    from llamafactory_ext.training.event_f1 import answers
-    from llamafactory_ext.training.event_questions import validation_questions
+    from llamafactory_ext.training.event_f1 import answers, validation_questions
 
     run = tokenise(data, eval_dataset="b")
     path = str(demo / "model")

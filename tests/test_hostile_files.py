@@ -15,9 +15,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.evaluate.answers import UNREADABLE, read_answer
-from llamafactory_ext.evaluate.errors import EvaluateError
-from llamafactory_ext.evaluate.predictions import read_predictions
+from llamafactory_ext.data.normalise import arrow_may_read
 from llamafactory_ext.gdsh import (
     GdshError,
     dialects,
@@ -29,8 +27,10 @@ from llamafactory_ext.gdsh import (
     tables,
     textfiles,
 )
-from llamafactory_ext.json_lines import arrow_may_read
+from llamafactory_ext.gdsh.readings import UNREADABLE, read_answer
 from llamafactory_ext.series import SeriesError, as_series, encode, scale
+from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
+from llamafactory_ext.toolbox.evaluate.predictions import read_predictions
 
 
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -292,7 +292,7 @@ class TestPredictions:
             read_predictions(written(tmp_path, text, "p.jsonl"))
 
     def test_a_long_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llamafactory_ext.evaluate.predictions.MAX_LINE", 1000)
+        monkeypatch.setattr("llamafactory_ext.toolbox.evaluate.predictions.MAX_LINE", 1000)
         good = json.dumps(LINE).replace("%s", "8")
         with pytest.raises(EvaluateError, match="line 2 has more than 1,000 characters"):
             read_predictions(written(tmp_path, f"{good}\n{good[:-2]}{'x' * 2000}", "p.jsonl"))

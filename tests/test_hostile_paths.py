@@ -14,12 +14,12 @@ from conftest import annotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.dataset_entry import COLUMNS, TAGS
+from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.data.formats.gdsh import lines as annotation_lines
 from llamafactory_ext.gdsh import GdshError, SeriesIndex, index_series, read_series, show_pictures
-from llamafactory_ext.json_lines import annotation_lines
 
 
-ATTR = SimpleNamespace(**COLUMNS["gdsh"], **TAGS["gdsh"], system=None)
+ATTR = SimpleNamespace(**FORMATS["gdsh"].columns, **FORMATS["gdsh"].tags, system=None)
 
 
 @pytest.fixture(scope="module")

@@ -225,7 +225,7 @@ def test_tokens_without_their_series(bench: Bench, load: Callable[..., Any]) -> 
     ],
 )
 def test_entries_that_would_lose_something(entry: dict[str, Any], line: str) -> None:
-    from llamafactory_ext.dataset_entry import complete
+    from llamafactory_ext.data.entries import complete
 
     whole = {"file_name": "a.json", "columns": {"prompt": "input", "timeseries": "timeseries"}, **entry}
     with pytest.raises(ValueError, match=f"a.json has .*{line}"):

@@ -8,10 +8,10 @@ from helpers_model import FAMILIES, WIDTH, build, config_dict, ts_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.plan.memory import Load, Settings, at_worst, on_device, on_host
-from llamafactory_ext.plan.memory_step import checkpoint_bytes, labels_at_once, saved_bytes
-from llamafactory_ext.plan.memory_weights import pinned
-from llamafactory_ext.plan.shape import KNOWN, Shape
+from llamafactory_ext.toolbox.plan.memory import Load, Settings, at_worst, on_device, on_host
+from llamafactory_ext.toolbox.plan.memory_step import checkpoint_bytes, labels_at_once, saved_bytes
+from llamafactory_ext.toolbox.plan.memory_weights import pinned
+from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
 
 
 GIB = 2**30

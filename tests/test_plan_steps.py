@@ -9,7 +9,7 @@ from conftest import ROOT, run_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.plan.steps import Rhythm, batches_of_one_process, count_steps
+from llamafactory_ext.toolbox.plan.steps import Rhythm, batches_of_one_process, count_steps
 
 
 def test_the_known_417() -> None:
@@ -66,7 +66,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_steps_of_a_real_run(case: str, demo: Path, tmp_path: Path) -> None:
     """`global_step`, `max_steps` and the steps an epoch in `trainer_state.json`."""
-    from llamafactory_ext.plan.planning import make_plan
+    from llamafactory_ext.toolbox.plan.planning import make_plan
 
     recipe, processes = ROOT / "yaml" / "2080ti_qlora.yaml", 2 if case == "two processes" else 1
     keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={demo / 'data'}", "dataset=gdsh_demo", *CASES[case]]

@@ -35,7 +35,7 @@ Plan = Callable[..., Done]
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plan:
     """Runs the tool in this process, a second instead of ten each; the one in a process of its own is below."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("llamafactory_ext.plan.cards.present", list)
+    monkeypatch.setattr("llamafactory_ext.toolbox.plan.cards.present", list)
     monkeypatch.setattr(tool, "hush", lambda: None)  # its variables would silence the processes of later tests
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**40))  # any machine's disk will do

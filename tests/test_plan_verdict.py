@@ -11,14 +11,14 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.plan import rates
-from llamafactory_ext.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
-from llamafactory_ext.plan.files import checkpoints_kept
-from llamafactory_ext.plan.memory import Load
-from llamafactory_ext.plan.preflight import check
-from llamafactory_ext.plan.recipe import Recipe
-from llamafactory_ext.plan.shape import KNOWN
-from llamafactory_ext.plan.verdict import faster, judge, recommend, total
+from llamafactory_ext.toolbox.plan import rates
+from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
+from llamafactory_ext.toolbox.plan.files import checkpoints_kept
+from llamafactory_ext.toolbox.plan.memory import Load
+from llamafactory_ext.toolbox.plan.preflight import check
+from llamafactory_ext.toolbox.plan.recipe import Recipe
+from llamafactory_ext.toolbox.plan.shape import KNOWN
+from llamafactory_ext.toolbox.plan.verdict import faster, judge, recommend, total
 
 
 SHAPE = KNOWN["chatts-14b"]
@@ -30,7 +30,7 @@ Make = Callable[..., Recipe]
 def no_network() -> Iterator[None]:
     """As where no config.json can be reached."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamafactory_ext.plan.recipe._config_of", lambda *_: None)
+        patch.setattr("llamafactory_ext.toolbox.plan.recipe._config_of", lambda *_: None)
         yield
 
 
@@ -171,7 +171,7 @@ def test_nothing_is_faster_with_deepspeed(make: Make) -> None:
 def test_recipe_for_a_card(make: Make) -> None:
     recipes = []
     for path in sorted((ROOT / "yaml").glob("*.yaml")):
-        from llamafactory_ext.check.recipe import read_recipe
+        from llamafactory_ext.toolbox.session.recipe import read_recipe
 
         values = read_recipe(path)
         if values.get("do_train"):

@@ -24,7 +24,7 @@ from helpers_prepare import (
     write_data,
 )
 
-from llamafactory_ext.prepare import Options, PrepareError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
 
 OLD = "the old output\n"

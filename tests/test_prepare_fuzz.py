@@ -19,7 +19,7 @@ import pytest
 from helpers_prepare import check_accounts, entry, leftovers, read_lines, record, reply, write_csv
 
 from llamafactory_ext.gdsh import Series, read_series
-from llamafactory_ext.prepare import Options, PrepareError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
 
 RUNS = int(os.environ.get("PREPARE_MUTATIONS", "10000"))
@@ -347,7 +347,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return read[key]
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr("llamafactory_ext.prepare.point.read_series", read_once)
+    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.point.read_series", read_once)
 
 
 @pytest.mark.usefixtures("quick")

@@ -26,8 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafactory_ext.gdsh import read_annotations
-from llamafactory_ext.prepare import Options, PrepareError, UsageError, prepare
-from llamafactory_ext.prepare.report import summarise
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+from llamafactory_ext.toolbox.prepare.report import summarise
 
 
 ROWS = 60

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT
 from helpers_prepare import entry, leftovers, record, reply, run_tool, write_data
 
-from llamafactory_ext.dataset_entry import COLUMNS, TAGS
+from llamafactory_ext.data.formats import FORMATS
 from llamafactory_ext.gdsh import index_series
-from llamafactory_ext.prepare import Options, UsageError, prepare
-from llamafactory_ext.prepare.lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
+from llamafactory_ext.toolbox.prepare import Options, UsageError, prepare
+from llamafactory_ext.toolbox.prepare.lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_keys_are_those_of_the_plugin() -> None:
-    assert COLUMNS == {"chatts": CHATTS_COLUMNS, "gdsh": GDSH_COLUMNS}
-    assert GDSH_TAGS.items() <= TAGS["gdsh"].items()
+    assert {name: form.columns for name, form in FORMATS.items()} == {"chatts": CHATTS_COLUMNS, "gdsh": GDSH_COLUMNS}
+    assert GDSH_TAGS.items() <= FORMATS["gdsh"].tags.items()
     shipped = read(ROOT / "dataset_info" / "dataset_info.json")["gdsh"]
     assert (shipped["columns"], shipped["tags"]) == (GDSH_COLUMNS, GDSH_TAGS)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafactory_ext.gdsh import Anomaly, GdshError
-from llamafactory_ext.prepare.resampling import (
+from llamafactory_ext.toolbox.prepare.resampling import (
     check_alignment,
     choose_normal,
     choose_rows,

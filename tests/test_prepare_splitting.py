@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.prepare.splitting import choose_validation
+from llamafactory_ext.toolbox.prepare.splitting import choose_validation
 
 
 names = st.integers(0, 25).map(lambda number: bytes([65 + number]) * 16)

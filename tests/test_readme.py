@@ -38,7 +38,7 @@ def test_every_recipe_is_in_both_tables() -> None:
 
 def test_own_keys_are_explained() -> None:
     pytest.importorskip("llamafactory", reason="the keys are fields of LLaMA-Factory's arguments")
-    from llamafactory_ext.need import OWN_KEYS
+    from llamafactory_ext.plugin.relevance import OWN_KEYS
 
     for key in OWN_KEYS:
         assert f"| `{key}` |" in README

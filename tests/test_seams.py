@@ -7,8 +7,8 @@ import pytest
 import upstream
 from conftest import ROOT
 
-from llamafactory_ext import register
-from llamafactory_ext.installed import CHECKED
+from llamafactory_ext.plugin.seams import SEAMS, Seam
+from llamafactory_ext.plugin.versions import CHECKED
 
 
 DIGESTS = {
@@ -103,7 +103,7 @@ LEANING_DIGESTS = {
         "4.57.6": "c18cba4c1d150bfc",
         "5.6.0": "9b257be78f196f9f",
     },
-    "llamafactory_ext.training.sft_trainer:install": {
+    "llamafactory_ext.training.trainers:install_sft": {
         "4.57.1": "8c59d5290ae149aa",
         "4.57.6": "8c59d5290ae149aa",
         "5.6.0": "ab4bc3e0b784c8b7",
@@ -121,12 +121,12 @@ LEANING_DIGESTS = {
     "llamafactory_ext.model.host_embedding:HostEmbedding": {"2.11.0": "1cc223e601462ea2"},
     "llamafactory_ext.model.host_embedding:keep_out_of_ddp": {"2.11.0": "275cab2067558397"},
 }
-BY_TARGET = {seam.target: seam for seam in register.SEAMS}
+BY_TARGET = {seam.target: seam for seam in SEAMS}
 
 
 def test_every_seam_is_watched() -> None:
     assert list(DIGESTS) == list(upstream.SOURCES) == list(BY_TARGET)
-    for seam in register.SEAMS:
+    for seam in SEAMS:
         assert seam.reason and (seam.public or seam.module)
         assert set(DIGESTS[seam.target]) == set(CHECKED["llamafactory"])
 
@@ -165,8 +165,8 @@ def test_what_is_leaned_on_is_what_was_checked(ours: str) -> None:
     assert found == recorded, f"{ours}: the source has moved in {package} {version}. {recheck}"
 
 
-@pytest.mark.parametrize("seam", [seam for seam in register.SEAMS if seam.parameters], ids=lambda seam: seam.attribute)
-def test_parameters_are_those_in_the_source(seam: register.Seam) -> None:
+@pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam.parameters], ids=lambda seam: seam.attribute)
+def test_parameters_are_those_in_the_source(seam: Seam) -> None:
     """Read from the file: what is imported is our own wrapper already."""
     name = seam.attribute.rpartition(".")[2]
     (place,) = [

@@ -34,7 +34,7 @@ def digests(dataset):
     bare = table.replace_schema_metadata(None)
     return {"rows": len(dataset), "bytes": digest(bare), "with fingerprint": digest(table)}
 
-found = {"plugin": "llamafactory_ext.register" in sys.modules}
+found = {"plugin": "llamafactory_ext.plugin.activation" in sys.modules}
 for name, recipe in json.loads(sys.argv[1]).items():
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(recipe)
     module = load_tokenizer(model_args)

@@ -115,7 +115,7 @@ LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
             "trainer.py:Trainer.create_optimizer",
         ),
     ),
-    "llamafactory_ext.training.sft_trainer:install": (
+    "llamafactory_ext.training.trainers:install_sft": (
         "transformers",
         ("trainer.py:Trainer.save_model", "trainer.py:Trainer._save", "trainer_seq2seq.py:Seq2SeqTrainer.predict"),
     ),

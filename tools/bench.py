@@ -3,7 +3,7 @@
 Both ways get the same weights and records, each in a process of its own, one after the other, on this machine. LoRA of
 rank 8 on query, key, value and the series encoder, AdamW, gradient checkpoints but in one row; the CPU's rows in
 float32. Memory of activations is the peak of a step beyond weights and optimiser. The last columns compare the whole
-peak of this project's way with what `llamafactory_ext.plan` predicts of it.
+peak of this project's way with what `llamafactory_ext.toolbox.plan` predicts of it.
 
 With `--gpu`: ChatTS-14B in 4 bit, random weights, float16. No card was at hand when this was written: those rows have
 not been measured, and what they do was tested on a CPU only.
@@ -53,8 +53,8 @@ def predict(row: Any, ours: dict[str, Any], embedding_on_cpu: bool) -> dict[str,
     from bench_model import RANK, TARGETS
     from bench_rows import count_tokens, make_config
 
-    from llamafactory_ext.plan.memory import Load, Settings, on_device
-    from llamafactory_ext.plan.shape import Shape
+    from llamafactory_ext.toolbox.plan.memory import Load, Settings, on_device
+    from llamafactory_ext.toolbox.plan.shape import Shape
 
     cuda = ours["device"] == "cuda"
     dtype = "float16" if cuda else "float32"

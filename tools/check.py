@@ -13,7 +13,7 @@ from typing import Any
 
 from terminal import DONE, FAULTS, USAGE, complain, progress, refuse_other_words, run, say
 
-from llamafactory_ext.check.quiet import hush
+from llamafactory_ext.toolbox.session.quiet import hush
 
 
 RECIPE = Path(__file__).parent.parent / "yaml" / "2080ti_qlora.yaml"
@@ -58,11 +58,11 @@ def main() -> int:
     options = parse()
     hush()
     try:
-        from llamafactory_ext.check.inspection import inspect
-        from llamafactory_ext.check.plot.files import ForeignPageError, refuse_foreign
-        from llamafactory_ext.check.recipe import UsageError, arguments, read_recipe
-        from llamafactory_ext.check.show import show
-        from llamafactory_ext.check.upstream import CheckError
+        from llamafactory_ext.toolbox.check.gallery_files import ForeignPageError, refuse_foreign
+        from llamafactory_ext.toolbox.check.inspection import inspect
+        from llamafactory_ext.toolbox.check.show import show
+        from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, read_recipe
+        from llamafactory_ext.toolbox.session.upstream import CheckError
 
         if options.plot:
             refuse_foreign(options.plot)
@@ -92,10 +92,10 @@ def main() -> int:
 def _tell(found: Any, options: argparse.Namespace) -> int:
     """Prints the summary, then draws and writes what was asked for."""
     from check_summary import print_gallery, print_summary
+    from llamafactory_ext.toolbox.check.plot import draw_gallery
 
-    from llamafactory_ext.check.plot import draw_gallery
-    from llamafactory_ext.check.plot.files import write_whole
-    from llamafactory_ext.check.report import report
+    from llamafactory_ext.toolbox.check.gallery_files import write_whole
+    from llamafactory_ext.toolbox.check.report import report
 
     print_summary(found, brief=options.show is not None)
     gallery = None

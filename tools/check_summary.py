@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from llamafactory_ext.toolbox.check.plot import Gallery
 from terminal import print_table, say
 
-from llamafactory_ext.check.inspection import Inspection
-from llamafactory_ext.check.lengths import PARTS, histogram, percentiles
-from llamafactory_ext.check.plot import Gallery
-from llamafactory_ext.check.report import without_anomaly
+from llamafactory_ext.toolbox.check.inspection import Inspection
+from llamafactory_ext.toolbox.check.report import without_anomaly
+from llamafactory_ext.toolbox.session.lengths import PARTS, histogram, percentiles
 
 
 _NAMED = 5

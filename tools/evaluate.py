@@ -13,10 +13,10 @@ from typing import Any
 
 from terminal import DONE, FAULTS, USAGE, complain, progress, refuse_other_words, run, say
 
-from llamafactory_ext.check.quiet import hush
-from llamafactory_ext.check.recipe import UsageError, read_recipe
-from llamafactory_ext.check.recipe import arguments as dataset_arguments
-from llamafactory_ext.evaluate.errors import EvaluateError
+from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
+from llamafactory_ext.toolbox.session.quiet import hush
+from llamafactory_ext.toolbox.session.recipe import UsageError, read_recipe
+from llamafactory_ext.toolbox.session.recipe import arguments as dataset_arguments
 
 
 RECIPE = Path(__file__).parent.parent / "yaml" / "predict.yaml"
@@ -66,8 +66,8 @@ def main() -> int:
     try:
         _refuse(options)
         hush()
-        from llamafactory_ext.evaluate.predictions import read_predictions
-        from llamafactory_ext.evaluate.scoring import evaluate
+        from llamafactory_ext.toolbox.evaluate.predictions import read_predictions
+        from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
         predictions = read_predictions(options.predictions)
         sources = _sources(options) if options.dataset else None
@@ -98,7 +98,7 @@ def _refuse(options: argparse.Namespace) -> None:
 def _sources(options: argparse.Namespace) -> list[Any]:
     """Reads the records of the data set that was predicted."""
     try:
-        from llamafactory_ext.evaluate.points import read_sources
+        from llamafactory_ext.toolbox.evaluate.points import read_sources
 
         values = read_recipe(options.recipe, options.overrides)
         values |= {"dataset_dir": options.dataset_dir} if options.dataset_dir else {}
@@ -113,8 +113,8 @@ def _write(found: Any, options: argparse.Namespace) -> int:
     """Prints the summary, after both files are there."""
     from evaluate_summary import print_scores
 
-    from llamafactory_ext.drawing.files import write_whole
-    from llamafactory_ext.evaluate.page import write_page
+    from llamafactory_ext.files import write_whole
+    from llamafactory_ext.toolbox.evaluate.page import write_page
 
     try:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from terminal import print_table, say
 
-from llamafactory_ext.evaluate.result import Evaluation
+from llamafactory_ext.toolbox.evaluate.result import Evaluation
 
 
 _KINDS = ("event", "range", "affiliation", "point")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from terminal import DONE, FAULTS, USAGE, complain, refuse_other_words, run
 
-from llamafactory_ext.check.quiet import hush
+from llamafactory_ext.toolbox.session.quiet import hush
 
 
 DESCRIPTION = """
@@ -44,10 +44,10 @@ def main() -> int:
     options = parse()
     hush()
     try:
-        from llamafactory_ext.check.recipe import UsageError
-        from llamafactory_ext.plan.data import DataError
-        from llamafactory_ext.plan.planning import make_plan
-        from llamafactory_ext.plan.report import report
+        from llamafactory_ext.toolbox.plan.data import DataError
+        from llamafactory_ext.toolbox.plan.planning import make_plan
+        from llamafactory_ext.toolbox.plan.report import report
+        from llamafactory_ext.toolbox.session.recipe import UsageError
 
         plan = make_plan(options.recipe, options.overrides, options.gpu, options.processes)
     except ModuleNotFoundError as err:  # first: the other names are not there where their import failed

@@ -4,7 +4,7 @@ import statistics
 
 from terminal import print_table, say
 
-from llamafactory_ext.plan.planning import Plan
+from llamafactory_ext.toolbox.plan.planning import Plan
 
 
 def print_plan(plan: Plan) -> None:

@@ -11,7 +11,7 @@ import terminal
 
 
 try:
-    from llamafactory_ext.prepare import Options, PrepareError, UsageError, prepare
+    from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
 except ModuleNotFoundError as missing:
     sys.exit(f"error: no module {missing.name}; install what the tools need: pip install '.[tools]'")
 

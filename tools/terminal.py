@@ -14,7 +14,7 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
-    from llamafactory_ext.gdsh.errors import printable
+    from llamafactory_ext.errors import printable
 except ModuleNotFoundError as missing:
     sys.exit(f"error: no module {missing.name}; install what the tools need: pip install '.[tools]'")
 

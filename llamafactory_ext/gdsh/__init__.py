@@ -4,9 +4,10 @@ Needs the standard library and numpy only: usable, and tested, without the train
 data is a `GdshError`.
 """
 
+from llamafactory_ext.errors import GdshError
+
 from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
-from .errors import GdshError
 from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name, show_pictures
 from .prompts import place_markers, refuse_control_tokens
 from .tables import Series, read_series

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamafactory_ext.errors import GdshError, excerpt, printable
+
 from .answers import Answer, parse_answer
-from .errors import GdshError, excerpt, printable
 from .prompts import refuse_control_tokens
 from .records import read_records
 

@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from llamafactory_ext.errors import GdshError, excerpt
+
 from .dialects import FIX, MAX_ANSWER, read_json, read_parts
-from .errors import GdshError, excerpt
 
 
 _EMPTY = '{"status": "success", "detected_anomalies": []}'

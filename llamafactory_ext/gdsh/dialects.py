@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 
-from .errors import GdshError, excerpt
+from llamafactory_ext.errors import GdshError, excerpt
 
 
 MAX_ANSWER = 1 << 20

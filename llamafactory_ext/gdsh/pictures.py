@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
 
-from .errors import GdshError, excerpt, printable
+from llamafactory_ext.errors import GdshError, excerpt, printable
 
 
 _SUFFIXES = re.compile(r"(?:\.csv)?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)

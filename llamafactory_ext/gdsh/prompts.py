@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from .errors import GdshError, excerpt
+from llamafactory_ext.errors import GdshError, excerpt
 
 
 IMAGE = "<image>"

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from llamafactory_ext.errors import GdshError, excerpt
+
 from .dialects import unique_keys
-from .errors import GdshError, excerpt
 from .textfiles import open_text
 
 

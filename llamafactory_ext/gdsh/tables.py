@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from .errors import GdshError, excerpt
+from llamafactory_ext.errors import GdshError, excerpt
+
 from .textfiles import read_text
 
 

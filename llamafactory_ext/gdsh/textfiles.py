@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from .errors import GdshError
+from llamafactory_ext.errors import GdshError
 
 
 _ENCODINGS = ("utf-8", "gb18030")

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path, PurePath
 from urllib.parse import unquote_to_bytes
 
+from llamafactory_ext.errors import excerpt
 from llamafactory_ext.gdsh import GdshError, Series, read_series
-from llamafactory_ext.gdsh.errors import excerpt
 from llamafactory_ext.series import FloatArray, SeriesError, as_series
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
-from llamafactory_ext.gdsh.errors import excerpt
+from llamafactory_ext.errors import excerpt
 from llamafactory_ext.series import FloatArray
 from llamafactory_ext.serving.sources import SourceError, parse_numbers, read_csv
 from llamafactory_ext.serving.streams import Failure, end_failed_streams, wait_for_threads

@@ -1,6 +1,6 @@
 """A run goes on from its last whole checkpoint, after whatever ended it.
 
-Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.sft_trainer`.
+Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.trainers`.
 """
 
 import functools

@@ -31,12 +31,12 @@ READERS = {
     "csv": "from llamafactory_ext.gdsh import read_series; print(len(read_series(path).values), 'points')",
     "json": "from llamafactory_ext.gdsh import read_annotations as read; print(sum(1 for _ in read(path, messages="
     "'conversations', images='image', role_tag='from', content_tag='value', system=None)), 'records')",
-    "predictions": "from llamafactory_ext.evaluate.predictions import read_predictions as read; "
-    "from llamafactory_ext.evaluate.scoring import evaluate; print(len(evaluate(read(path), None).records), "
+    "predictions": "from llamafactory_ext.toolbox.evaluate.predictions import read_predictions as read; "
+    "from llamafactory_ext.toolbox.evaluate.scoring import evaluate; print(len(evaluate(read(path), None).records), "
     "'records')",
-    "answer": "from llamafactory_ext.evaluate.answers import read_answer; "
+    "answer": "from llamafactory_ext.gdsh.readings import read_answer; "
     "print(read_answer(path.read_text(), salvage=True).form)",
-    "chatts": "from types import SimpleNamespace as N; from llamafactory_ext.json_lines import *; "
+    "chatts": "from types import SimpleNamespace as N; from llamafactory_ext.data.normalise import *; "
     "a = N(**dict.fromkeys('query history system tools chosen rejected kto_tag images videos audios'.split()), "
     "prompt='input', response='output', timeseries='timeseries'); "
     "print('to Arrow' if arrow_may_read(path) else f'{sum(1 for _ in chatts_lines(a, path))} records')",
@@ -155,7 +155,7 @@ def _reading(kind: str) -> str:
     code = READERS[kind].replace("; ", "\n    ")
     return (
         "import sys\nfrom pathlib import Path\nfrom llamafactory_ext.gdsh import GdshError\n"
-        "from llamafactory_ext.evaluate.errors import EvaluateError\n"
+        "from llamafactory_ext.toolbox.evaluate.errors import EvaluateError\n"
         f"path = Path(sys.argv[1])\ntry:\n    {code}\n"
         "except (GdshError, EvaluateError) as err:\n    print(err)\n    sys.exit(3)\n"
         "except ValueError as err:\n    print(err)\n    sys.exit(3 if str(path) in str(err) else 1)\n"

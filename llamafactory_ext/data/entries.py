@@ -1,0 +1,68 @@
+"""Entries of ``dataset_info.json``: the ``timeseries`` column, and the defaults of our formats.
+
+Wraps ``DatasetAttr.join`` of ``llamafactory.data.parser``, which reads an entry.
+"""
+
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from llamafactory_ext.data.formats import FORMATS
+
+
+# Columns that the converters add to LLaMA-Factory's own: the record's name for messages, and what was found in it.
+RECORD, NOTES = "_record", "_notes"
+
+
+def record_name(example: Mapping[str, Any], number: int) -> str:
+    """Returns the name that the converter gave a record, else its number, from 0."""
+    return example.get(RECORD) or f"record {number}"
+
+
+def complete(entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entry with what it leaves out; an entry of another format comes back unchanged.
+
+    A ``timeseries`` column without ``formatting`` means ``chatts``.
+
+    Raises:
+        ValueError: an entry that does not name a local file, or has columns that its format does not have.
+    """
+    columns, name = entry.get("columns", {}), entry.get("file_name", "an entry")
+    formatting = entry.get("formatting", "chatts" if "timeseries" in columns else "alpaca")
+    form = FORMATS.get(formatting)
+    if "timeseries" in columns and "timeseries" not in (form.columns if form else ()):
+        raise ValueError(  # upstream's converters would leave the series out
+            f"dataset_info.json: {name} has a column `timeseries` and formatting `{formatting}`, which reads no "
+            "series; remove `formatting`, and have one prompt and one answer a record."
+        )
+    if form is None:
+        return entry
+    if "file_name" not in entry:
+        raise ValueError(
+            f"dataset_info.json: an entry with formatting `{formatting}` needs `file_name`, a local file."
+        )
+    form.check_entry(entry, name)
+    completed = {**entry, "formatting": formatting, "columns": {**form.columns, **columns}}
+    tags = {**form.tags, **entry.get("tags", {})}
+    return {**completed, "tags": tags} if tags else completed  # an empty `tags` would unset upstream's defaults
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Wraps ``join``. On the fork, which knows the column, only ``gdsh`` is completed."""
+    attr_class = upstream.DatasetAttr
+    join = attr_class.join
+    knows_timeseries = "timeseries" in getattr(attr_class, "__dataclass_fields__", {})
+
+    @functools.wraps(join)
+    def join_with_timeseries(self: Any, attr: dict[str, Any]) -> None:
+        if knows_timeseries and attr.get("formatting") != "gdsh":
+            join(self, attr)
+            return
+        entry = complete(attr)
+        join(self, entry)
+        if entry.get("formatting") in FORMATS:
+            self.timeseries = entry["columns"].get("timeseries")
+
+    attr_class.join = join_with_timeseries
+    return "wrapped"

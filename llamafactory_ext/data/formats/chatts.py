@@ -1,0 +1,137 @@
+"""Format ``chatts``: a prompt, a response and one or several series of any length in each record."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.errors import GdshError, excerpt, listing
+from llamafactory_ext.gdsh.records import read_records
+from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
+
+from .format import Format, Notes
+
+
+def check_entry(entry: Mapping[str, Any], name: str) -> None:
+    """Refuses a ranking that does not name its answers."""
+    if entry.get("ranking") and not {"chosen", "rejected"} <= entry.get("columns", {}).keys():
+        raise ValueError(f"dataset_info.json: {name} has `ranking`; name its columns `chosen` and `rejected`.")
+
+
+def lines(attr: Any, source: Path, folder: Path) -> Iterator[str]:
+    """Yields the records of a ChatTS file: the columns that the entry names, every series a list of floats.
+
+    Raises:
+        ValueError: at the end, names all records that Arrow could not put beside the others; or, at once, no JSON.
+    """
+    faults, count = [], 0
+    for number, record in enumerate(read_records(source)):
+        count += 1
+        try:
+            yield _line(attr, record)
+        except GdshError as err:
+            faults.append(f"record {number}: {err}")
+    if faults:
+        said = [f"{source}: {len(faults)} of {count} records can't be used.", *listing(faults, len(faults))]
+        raise ValueError("\n".join(said))
+
+
+def _line(attr: Any, record: Any) -> str:
+    if not isinstance(record, dict):
+        raise GdshError(f"found {excerpt(record)}; expected a JSON object: mend or remove it")
+    texts = {attr.prompt, attr.query, attr.response, attr.system, attr.tools}
+    named = texts | {attr.history, attr.chosen, attr.rejected, attr.kto_tag, attr.images, attr.videos, attr.audios}
+    kept = {key: value for key, value in record.items() if key in named}
+    for key, value in kept.items():
+        if key in texts and not isinstance(value, str | None):
+            raise GdshError(f"found {excerpt(value)} in {key!r}; expected text")
+    line = json.dumps({**kept, attr.timeseries: _floats(record.get(attr.timeseries))}, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError as err:
+        raise GdshError(f"found half a character: {excerpt(line, err.start)}; correct it") from err
+    return line
+
+
+def _floats(series: Any) -> list[list[float | None]] | None:
+    if series is None:
+        return None
+    if isinstance(series, list):
+        series = series if not series or isinstance(series[0], list) else [series]
+        if all(isinstance(one, list) and all(isinstance(v, int | float | None) for v in one) for one in series):
+            return [[_float(v) for v in one] for one in series]
+    raise GdshError(f"found {excerpt(series)} for series; expected lists of numbers: [[0.5, 1, 2.25]]")
+
+
+def _float(number: int | float | None) -> float | None:
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return float("inf")  # which is refused with the other numbers that are not finite
+
+
+def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any], list[FloatArray]]:
+    """Checks the columns that the entry names, and reads the series."""
+    _check_columns(record, attr)
+    return record, as_series_list(record[attr.timeseries])
+
+
+def check(converted: dict[str, Any], record: dict[str, Any], attr: Any, series: list[FloatArray]) -> None:
+    """Refuses texts with another number of markers than there are series."""
+    texts = [message["content"] for message in converted["_prompt"] + converted["_response"]]
+    if any("<ts>" in text.replace(MARKER, "") or "<ts/>" in text.replace(MARKER, "") for text in texts):
+        raise SeriesError(f"found a single <ts> or <ts/>; expected {MARKER}, once for each series")
+    markers = sum(text.count(MARKER) for text in texts)
+    if markers != len(series):
+        raise SeriesError(
+            f"found {markers} {MARKER} in {attr.prompt!r} and {len(series)} series; "
+            "expected one marker for each series"
+        )
+
+
+def _check_columns(example: dict[str, Any], attr: Any) -> None:
+    answers = [attr.chosen, attr.rejected] if attr.ranking else [attr.response]
+    texts = [name for name in (attr.prompt, *answers) if name]
+    missing = [name for name in (*texts, attr.kto_tag, attr.system, attr.timeseries) if name and name not in example]
+    if missing:
+        raise SeriesError(f"found no column {missing[0]!r}, only {list(example)}; name yours under `columns`")
+    for name in texts:
+        if not isinstance(example[name], str):
+            raise SeriesError(f"found {example[name]!r:.80} in {name!r}; expected text")
+    if attr.kto_tag and not isinstance(example[attr.kto_tag], bool):  # upstream would take it for an untagged one
+        raise SeriesError(f"found {example[attr.kto_tag]!r:.80} in {attr.kto_tag!r}; expected true or false")
+    # Upstream tells a bad answer by its place, and an empty one by none.
+    if attr.kto_tag and not example[attr.response]:
+        raise SeriesError(f"found no text in {attr.response!r}; stage `kto` needs an answer to like or dislike")
+
+
+def as_series_list(values: Any) -> list[FloatArray]:
+    """Returns the series of one record; a flat list of numbers counts as one series, None and [] as none.
+
+    Raises:
+        SeriesError: names the series (from 0) that can't be used.
+    """
+    if values is None or len(values) == 0:
+        return []
+    if not isinstance(values[0], (list, tuple)):
+        values = [values]
+    series = []
+    for number, one in enumerate(values):
+        try:
+            series.append(as_series(one))
+            scale(series[-1])
+        except SeriesError as err:
+            raise SeriesError(f"series {number}: {err}") from err
+    return series
+
+
+FORMAT = Format(
+    name="chatts",
+    upstream="alpaca",
+    columns={"prompt": "input", "response": "output", "timeseries": "timeseries"},
+    as_it_is=True,
+    check_entry=check_entry,
+    lines=lines,
+    read=read,
+    check=check,
+)

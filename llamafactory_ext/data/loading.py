@@ -1,0 +1,178 @@
+"""Loads a data set in one of our formats, and says what was found in it.
+
+Wraps ``_load_single_dataset`` of ``llamafactory.data.loader``. Before it, records are brought to one shape, since
+Arrow refuses a file whose column holds a string here and a list there. After it, what the converter noted is
+collected: all faults in one message, counts and contradictions in the log. That is before the model is loaded.
+"""
+
+import copy
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from datasets import config as datasets_config
+from datasets.exceptions import DatasetGenerationError
+from llamafactory.extras import logging
+
+from llamafactory_ext.data.entries import NOTES, RECORD, record_name
+from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.data.normalise import arrow_may_read, write_lines
+from llamafactory_ext.data.series_cache import shared_series
+from llamafactory_ext.errors import listing
+from llamafactory_ext.plugin.activation import require
+
+
+logger = logging.get_logger("llamafactory.ext")  # below LLaMA-Factory's own, so that its handler shows it
+
+_WORDING = {
+    "markers_moved": "prompts without marker, series put in front",
+    "values_filled": "values that were no finite number, interpolated in place",
+    "series_beside": "series found in a folder beside `folder`",
+    "names_differ": "series whose CSV is named differently from the picture (one name ends with the other)",
+    "answers_rewritten": "answers rewritten as one JSON object",
+    "entries_without_interval": "answer entries without interval left out",
+    "answers_emptied": "answers that have no interval left, and now say that nothing was found",
+    "duplicate_entries": "duplicate answer entries left out",
+}
+
+
+def install(upstream: ModuleType) -> str | None:
+    """Wraps the loader."""
+    load = upstream._load_single_dataset
+
+    @functools.wraps(load)
+    def load_with_series(
+        dataset_attr: Any, model_args: Any, data_args: Any, training_args: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if data_args.streaming and data_args.template == "chatts":
+            training_args = _prepare_stream(training_args)
+
+        def upstream_load(attr: Any) -> Any:
+            return load(attr, model_args, data_args, training_args, *args, **kwargs)
+
+        if dataset_attr.formatting not in FORMATS:
+            return upstream_load(dataset_attr)
+        require()
+        dataset = _load_noted(dataset_attr, model_args, data_args, upstream_load)
+        return _settle(dataset, _source(dataset_attr, data_args))
+
+    upstream._load_single_dataset = load_with_series  # type: ignore[attr-defined]
+    return "wrapped"
+
+
+def load_with_notes(dataset_attr: Any, model_args: Any, data_args: Any, training_args: Any) -> Any:
+    """Returns the converted records of one entry, those with a fault among them; column ``_notes`` tells.
+
+    Takes what upstream's ``_load_single_dataset`` takes; for tools that want to see more than a run does.
+    """
+    from llamafactory.data import loader
+
+    def load(attr: Any) -> Any:
+        return loader._load_single_dataset.__wrapped__(attr, model_args, data_args, training_args)
+
+    return _load_noted(dataset_attr, model_args, data_args, load)
+
+
+def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callable[[Any], Any]) -> Any:
+    """The same with ``load``, upstream's loader for one ``DatasetAttr``."""
+    source = _source(dataset_attr, data_args)
+    cache = Path(model_args.cache_dir or datasets_config.HF_DATASETS_CACHE) / "llamafactory_ext"
+    form = FORMATS[dataset_attr.formatting]
+
+    def load_lines() -> Any:
+        lines = form.lines(
+            dataset_attr, source, Path(data_args.dataset_dir, getattr(dataset_attr, "folder", None) or "")
+        )
+        prepared = write_lines(lines, cache, source.stem)
+        with shared_series(cache):
+            return load(_pointing_to(dataset_attr, prepared))
+
+    if not form.as_it_is:
+        return load_lines()
+    too_much = [file for file in _json_files(source) if not arrow_may_read(file)]
+    if too_much and not source.is_file():
+        raise ValueError(f"{too_much[0]} nests deeply, or has very long records; give it an entry of its own.")
+    if not too_much:
+        try:
+            return load(dataset_attr)
+        except DatasetGenerationError:
+            # e.g. whole numbers in the first megabytes and fractions later, or flat lists beside nested ones
+            if not source.is_file():
+                raise
+            logger.info_rank0(f"{source} mixes types in one column; reading it record by record.")
+    return load_lines()
+
+
+def _json_files(source: Path) -> list[Path]:
+    """The files of an entry that Arrow reads as JSON; none where they lie elsewhere."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [file for file in files if file.suffix in (".json", ".jsonl") and file.is_file()]
+
+
+def _prepare_stream(training_args: Any) -> Any:
+    """Returns arguments with which a stream has records; has each process read it, unless the recipe says otherwise.
+
+    Upstream makes a shard for each worker of the data loader, by default none. And by default one process reads for
+    all, and hands out rows of a batch: records must be of one length then, and have one series each.
+    """
+    accelerator = training_args.accelerator_config
+    if accelerator.dispatch_batches is None:
+        accelerator.dispatch_batches = False
+    training_args = copy.copy(training_args)
+    training_args.dataloader_num_workers = max(1, training_args.dataloader_num_workers)
+    return training_args
+
+
+def _source(dataset_attr: Any, data_args: Any) -> Path:
+    """The file of an entry, absolute, as messages name it."""
+    return Path(data_args.dataset_dir, dataset_attr.dataset_name).resolve()
+
+
+def _pointing_to(attr: Any, path: Path) -> Any:
+    attr = copy.copy(attr)
+    attr.dataset_name = str(path.absolute())
+    return attr
+
+
+def _settle(dataset: Any, source: Path) -> Any:
+    """Raises for records that can't be used, logs what was done to the others, and drops the notes."""
+    if not hasattr(dataset, "num_rows"):  # streaming: nothing can be collected ahead
+        return dataset.map(functools.partial(_raise_on_fault, source=str(source)), remove_columns=[NOTES])
+    faults: list[str] = []
+    totals: Counter[str] = Counter()
+    records: Counter[str] = Counter()
+    answers: dict[str, str] = {}
+    contradicting: list[str] = []
+    for number, example in enumerate(dataset.select_columns([RECORD, NOTES])):
+        note = json.loads(example[NOTES])
+        if note["fault"]:
+            faults.append(f"{record_name(example, number)}: {note['fault']}")
+            continue
+        counts = {key: note[key] for key in _WORDING if note[key]}
+        totals.update(counts)
+        records.update(counts.keys())
+        if answers.setdefault(note["asked"], note["answered"]) != note["answered"]:
+            contradicting.append(record_name(example, number))
+    if faults:
+        lines = [f"{source}: {len(faults)} of {len(dataset)} records can't be used.", *listing(faults, len(faults))]
+        raise ValueError("\n".join(lines))
+    logger.info_rank0(f"{source}: {len(dataset)} records.")
+    for key, wording in _WORDING.items():
+        if totals[key]:
+            logger.info_rank0(f"  {totals[key]} {wording} (in {records[key]} records).")
+    if contradicting:
+        found = f"{len(contradicting)} records contradict an earlier one: same series, same prompt, another answer"
+        advice = "`python tools/prepare.py --merge-points` makes one record of each such point"
+        logger.warning_rank0("\n".join([f"{source}: {found}; {advice}:", *listing(contradicting, len(contradicting))]))
+    return dataset.remove_columns([NOTES])
+
+
+def _raise_on_fault(example: dict[str, Any], source: str) -> dict[str, Any]:
+    fault = json.loads(example[NOTES])["fault"]
+    if fault:
+        raise ValueError(f"{source}: {example[RECORD] or 'a record'}: {fault}")
+    return example

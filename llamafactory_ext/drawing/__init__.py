@@ -1,1 +1,0 @@
-"""What pages about series have in common: which points of a series are drawn, and files that appear whole."""

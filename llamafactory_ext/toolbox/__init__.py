@@ -1,0 +1,1 @@
+"""What people start themselves: data and recipes before a run, scores after it. The plugin never imports it."""

@@ -1,0 +1,1 @@
+"""Pages: one frame, one style and one way to draw a series, for all of them."""

@@ -1,0 +1,137 @@
+"""The main path: a recipe in, all that can be known before the run out."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamafactory_ext.toolbox.plan import cards, files, rates
+from llamafactory_ext.toolbox.plan.cards import Card
+from llamafactory_ext.toolbox.plan.data import Data, read_data
+from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host
+from llamafactory_ext.toolbox.plan.preflight import Check, check
+from llamafactory_ext.toolbox.plan.recipe import Recipe
+from llamafactory_ext.toolbox.plan.steps import Steps, count_steps
+from llamafactory_ext.toolbox.plan.verdict import Change, Verdict, faster, judge, recommend
+from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, check_method, read_recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory and disk are in bytes and GiB, as their names say; time in seconds, None where it was not measured."""
+
+    recipe: Recipe
+    data: Data
+    processes: int
+    steps: Steps
+    load: Load
+    card: Card
+    device_bytes: Mapping[str, int]
+    host_bytes: Mapping[str, int]
+    host_gib: float
+    disk_gib: Mapping[str, float]
+    verdict: Verdict
+    faster: Change | None
+    recommended: Recipe | None
+    checks: list[Check]
+    seconds: float | None
+
+    @property
+    def fits_host(self) -> bool:
+        return sum(self.host_bytes.values()) / 2**30 <= self.host_gib
+
+    @property
+    def fits_disk(self) -> bool:
+        needed = sum(size for name, size in self.disk_gib.items() if name != "free")
+        return needed <= self.disk_gib["free"]
+
+    @property
+    def has_faults(self) -> bool:
+        return any(one.level == "fault" for one in self.checks) or not self.fits_host or not self.fits_disk
+
+
+def make_plan(
+    path: Path, overrides: list[str], gpu: str | None = None, processes: int | None = None, recipes: Path | None = None
+) -> Plan:
+    """Plans a run.
+
+    Arguments:
+        gpu: the card to plan for; None takes the one that is there, or the one that the recipe is named after.
+        processes: that train together; None takes NPROC_PER_NODE * NNODES, or the cards that are there.
+        recipes: the folder to recommend another recipe from.
+
+    Raises:
+        UsageError: recipe, key, data set, card or model are not there.
+        DataError: training would stop before its first step.
+    """
+    values = read_recipe(path, overrides)
+    recipe = Recipe(path, values)
+    if not values.get("do_train"):
+        raise UsageError(f"{path} trains nothing (`do_train: true` is not set); plans are made of training runs")
+    names = values.get("dataset")
+    if not names:
+        raise UsageError(f"{path} names no dataset; add dataset=… with a name of dataset_info.json")
+    check_method(values)
+    rhythm, shape = recipe.rhythm, recipe.shape
+    try:
+        card = choose_card(gpu, path.stem)
+    except cards.UnknownCardError as err:
+        raise UsageError(str(err)) from err
+    processes = processes or _processes()
+    recipe.settings(card.device, processes)  # DeepSpeed's file is read before the data
+    data = read_data(arguments(values, names if isinstance(names, str) else ",".join(names)), shape.patch_size)
+    try:
+        steps = count_steps(data.rows, rhythm, processes)
+    except ValueError as err:
+        raise UsageError(f"{path}: {err}") from err
+    load, one = at_worst(shape, data.load(rhythm.per_device_train_batch_size)), data.load(1)
+    settings = recipe.settings(card.device, processes)
+    tokens = sum(one.whole for one in data.tokens) * steps.epochs / processes
+    return Plan(
+        recipe=recipe,
+        data=data,
+        processes=processes,
+        steps=steps,
+        load=load,
+        card=card,
+        device_bytes=on_device(shape, settings, load),
+        host_bytes=on_host(shape, settings, load),
+        host_gib=cards.machine().gib,
+        disk_gib=files.needed(recipe, shape, settings, steps.total),
+        verdict=judge(recipe, shape, load, card, processes),
+        faster=faster(recipe, shape, load, card, processes),
+        recommended=recommend(_siblings(recipe, recipes), shape, one, card),
+        checks=check(recipe, card),
+        seconds=rates.seconds(card.name, shape, settings.quantization_bit, tokens),
+    )
+
+
+def choose_card(gpu: str | None, stem: str) -> Card:
+    """Returns the card that is named, or the smallest there is, or the recipe's own, or the machine without one."""
+    if gpu is not None:
+        return cards.named(gpu)
+    there = cards.present()
+    if there:
+        return min(there, key=lambda card: card.gib)
+    return cards.of_recipe(stem) or cards.machine()
+
+
+def _processes() -> int:
+    try:
+        per_node, nodes = (int(os.environ.get(key, "0")) for key in ("NPROC_PER_NODE", "NNODES"))
+    except ValueError:
+        return 1
+    return max(1, per_node or len(cards.present())) * max(1, nodes)
+
+
+def _siblings(recipe: Recipe, folder: Path | None) -> list[Recipe]:
+    """The training recipes beside, with this one's model; the overrides for data have no bearing on memory."""
+    found = []
+    for path in sorted((folder or recipe.path.parent).glob("*.yaml")):
+        try:
+            values = read_recipe(path)
+        except UsageError:
+            continue
+        if values.get("do_train"):  # the folder holds recipes to ask and to export, too
+            found.append(Recipe(path, {**values, "model_name_or_path": recipe.model}))
+    return found

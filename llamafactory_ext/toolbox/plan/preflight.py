@@ -1,0 +1,168 @@
+"""What would stop a run for other reasons than memory, looked at before it starts."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llamafactory_ext.toolbox.plan.cards import Card
+from llamafactory_ext.toolbox.plan.recipe import Recipe
+from llamafactory_ext.toolbox.session.recipe import UsageError
+from llamafactory_ext.training.whole_checkpoints import last_whole
+
+
+_AMPERE = (8, 0)
+_SECONDS = 20  # nvidia-smi takes a few where no daemon keeps the driver loaded
+_MIB_IN_USE = 300  # more than an idle card shows
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at; a fault would stop the run."""
+
+    level: Literal["ok", "warning", "fault"]
+    text: str
+
+
+def check(recipe: Recipe, card: Card) -> list[Check]:
+    """Looks at programs, card and folders."""
+    found = [*_programs(recipe, card), *_precision(recipe, card), *_checkpoints(recipe)]
+    return [*found, *_model(recipe), *_output(recipe)]
+
+
+def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
+    import torch
+
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    if card.device == "cuda" and card.found:
+        yield Check("ok", f"{versions}; {card.name}, sm_{''.join(map(str, card.capability or ()))}")
+    elif card.device == "cuda":
+        yield Check("warning", f"{versions}; no card is in this machine: what needs one was not looked at")
+    yield from _driver(versions, torch.cuda.is_available())
+    if recipe.get("quantization_bit") is not None:
+        yield _needs("bitsandbytes", "quantization_bit", "pip install '.[train]'")
+    if recipe.get("deepspeed") is not None:
+        yield _needs("deepspeed", "deepspeed", "pip install '.[train,deepspeed]'")
+        try:
+            stage = recipe.deepspeed.get("zero_optimization", {}).get("stage", 0)
+            yield Check("ok", f"DeepSpeed's configuration: ZeRO stage {stage}")
+        except UsageError as err:
+            yield Check("fault", str(err))
+    if recipe.get("flash_attn") == "fa2":
+        yield _needs("flash_attn", "flash_attn: fa2", "flash_attn: sdpa, which needs nothing")
+    if recipe.get("enable_liger_kernel"):
+        yield Check("warning", "enable_liger_kernel: LLaMA-Factory does not know ChatTS there, and goes on without it")
+
+
+def _driver(versions: str, usable: bool) -> Iterator[Check]:
+    """What NVIDIA's own tool tells of driver and cards, where it is installed."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return
+    query = [program, "--query-gpu=driver_version,name,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as err:
+        yield Check("warning", f"nvidia-smi can't tell of a card ({err}); is the driver loaded?")
+        return
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    for driver, name, used in rows:
+        if not usable and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            fix = "install a newer driver, or a torch made for an older CUDA"
+            yield Check("fault", f"{name}, driver {driver}: {versions} can't use it: {fix}")
+        elif used.isdigit() and int(used) > _MIB_IN_USE:
+            yield Check("warning", f"{name}, driver {driver}: {int(used) / 1024:.1f} GiB are in use: end what uses it")
+        else:
+            yield Check("ok", f"{name}, driver {driver}")
+
+
+def _checkpoints(recipe: Recipe) -> Iterator[Check]:
+    without, layers = recipe.get("layers_without_checkpoints", 0), recipe.shape.layers
+    if without and recipe.get("disable_gradient_checkpointing", False):
+        yield Check("fault", "layers_without_checkpoints and disable_gradient_checkpointing are both set: remove one")
+    elif without >= layers:
+        fix = "disable_gradient_checkpointing=true layers_without_checkpoints=0"
+        yield Check("fault", f"layers_without_checkpoints is {without}, the model has {layers} layers: {fix}")
+
+
+def _needs(module: str, key: str, fix: str) -> Check:
+    if importlib.util.find_spec(module) is None:
+        return Check("fault", f"`{key}` needs {module}, which is not installed: {fix}")
+    return Check("ok", f"{module} {importlib.metadata.version(module)}")
+
+
+def _precision(recipe: Recipe, card: Card) -> Iterator[Check]:
+    older = card.capability is not None and card.capability < _AMPERE
+    name = f"{card.name} (sm_{''.join(map(str, card.capability or ()))})"
+    for key in ("bf16", "pure_bf16"):
+        if recipe.get(key, False) and older:
+            yield Check("fault", f"{name} has no bfloat16: fp16=true {key}=false")
+    if recipe.get("flash_attn") == "fa2" and older:
+        yield Check("fault", f"{name} has no FlashAttention-2: flash_attn=sdpa")
+    if recipe.get("fp16", False) and recipe.get("bf16", False):
+        yield Check("fault", "fp16 and bf16 are both set: remove one")
+    elif recipe.get("fp16", False) and card.device == "cpu":
+        yield Check("fault", "transformers refuses fp16 on a CPU: fp16=false")
+    elif recipe.get("fp16", False) and card.capability is not None and not older:
+        yield Check("warning", f"{name} has bfloat16, which does not overflow: fp16=false bf16=true")
+    elif recipe.get("fp16", False) and not recipe.get("upcast_layernorm", False):
+        yield Check("warning", "fp16 without upcast_layernorm: faster; stops with a message should Qwen2 overflow")
+
+
+def _model(recipe: Recipe) -> Iterator[Check]:
+    folder = Path(recipe.model)
+    if folder.is_dir():
+        there = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+        yield (
+            Check("ok", f"model: {folder}") if there else Check("fault", f"{folder} holds no weights (*.safetensors)")
+        )
+    elif recipe.config is None:
+        yield Check("warning", f"model: {recipe.model} can't be reached; dimensions are those known by its name")
+    else:
+        yield Check("ok", f"model: {recipe.model}, to be downloaded if it is not cached")
+
+
+def _output(recipe: Recipe) -> Iterator[Check]:
+    folder = recipe.output
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Check("fault", f"output_dir {folder}: {existing} can't be written; name another output_dir")
+        return
+    if existing != folder or not any(folder.iterdir()):
+        yield Check("ok", f"output_dir {folder}: new")
+        return
+    if recipe.get("overwrite_output_dir", False):
+        yield Check("warning", f"output_dir {folder} is in use and will be overwritten")
+        return
+    last = last_whole(folder)
+    if last is None:
+        left = {"trainer_state.json", "adapter_model.safetensors", "model.safetensors"} & {
+            p.name for p in folder.iterdir()
+        }
+        level: Literal["warning", "fault"] = "fault" if left else "warning"
+        yield Check(
+            level, f"output_dir {folder} holds files and no checkpoint: name another, or overwrite_output_dir=true"
+        )
+        return
+    base = _read(last / "adapter_config.json").get("base_model_name_or_path")
+    if base is not None and base != recipe.model:
+        yield Check("fault", f"output_dir {folder} is a run of {base}, this is one of {recipe.model}: name another")
+        return
+    step = _read(last / "trainer_state.json").get("global_step")
+    yield Check(
+        "warning", f"output_dir {folder}: the run goes on from step {step}; overwrite_output_dir=true starts over"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,77 @@
+"""Opens ChatTS checkpoints natively: config and processor. ``trust_remote_code`` is false for them, whatever is asked.
+
+Wraps ``_get_init_kwargs``, ``load_config`` and ``AutoProcessor`` of ``llamafactory.model.loader``; from the config on,
+transformers' own ``AutoModelForCausalLM`` finds the model by its registered class.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from llamafactory.extras import logging
+
+from llamafactory_ext.model import ChatTSProcessor, read_config
+from llamafactory_ext.model.weights import check_adapter, check_weights
+from llamafactory_ext.plugin.activation import require
+
+
+logger = logging.get_logger("llamafactory.ext")
+
+
+def install_trust(upstream: Any) -> str | None:
+    """Wraps ``_get_init_kwargs``, with which tokenizer, processor, config and model are loaded."""
+    get_init_kwargs = upstream._get_init_kwargs
+
+    @functools.wraps(get_init_kwargs)
+    def get_native_kwargs(model_args: Any) -> dict[str, Any]:
+        kwargs: dict[str, Any] = get_init_kwargs(model_args)
+        # The path is read now: upstream may just have replaced it by that of a download.
+        if kwargs["trust_remote_code"] and read_config(model_args.model_name_or_path, **kwargs) is not None:
+            logger.warning_rank0_once(
+                "trust_remote_code is left aside: this checkpoint is opened without the code that came with it."
+            )
+            kwargs["trust_remote_code"] = False
+        return kwargs
+
+    upstream._get_init_kwargs = get_native_kwargs
+    return "wrapped"
+
+
+def install_config(upstream: Any) -> str | None:
+    """Wraps ``load_config``."""
+    load_config = upstream.load_config
+
+    @functools.wraps(load_config)
+    def load_native_config(model_args: Any) -> Any:
+        config = read_config(
+            model_args.model_name_or_path,
+            cache_dir=model_args.cache_dir,
+            revision=model_args.model_revision,
+            token=model_args.hf_hub_token,
+        )
+        if config is None:
+            return load_config(model_args)
+        require()
+        for adapter in model_args.adapter_name_or_path or ():
+            check_adapter(Path(adapter))
+        if Path(model_args.model_name_or_path).is_dir() and not model_args.train_from_scratch:
+            check_weights(config, Path(model_args.model_name_or_path))
+        return config
+
+    upstream.load_config = load_native_config
+    return "wrapped"
+
+
+def install_processor(upstream: Any) -> str | None:
+    """Puts a class in place of ``AutoProcessor`` that asks the config first."""
+
+    class AutoProcessor(upstream.AutoProcessor):  # type: ignore[misc]
+        @classmethod
+        def from_pretrained(cls, path: str, **kwargs: Any) -> Any:
+            config = read_config(path, **kwargs)
+            if config is None:
+                return super().from_pretrained(path, **kwargs)
+            return ChatTSProcessor(config)  # upstream sets the tokenizer right after
+
+    upstream.AutoProcessor = AutoProcessor
+    return "wrapped"
