@@ -1,6 +1,6 @@
 """LLaMA-Factory as tests need it: its source, changed copies of it, processes that import it.
 
-``python tests/upstream.py`` prints the digests of the installed version, to be recorded in ``test_seams.py``.
+``python tests/upstream.py`` prints the digests of the installed version, to be recorded in ``plugin/test_seams.py``.
 """
 
 import ast

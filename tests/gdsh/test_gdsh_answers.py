@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llamafactory_ext.gdsh import GdshError, check_intervals, parse_answer, read_annotations
 
 
-REAL = Path(__file__).parents[2] / "shared" / "real" / "all_conversations.json"
+REAL = Path(__file__).parents[3] / "shared" / "real" / "all_conversations.json"
 NONE_FOUND = '{"status": "success", "detected_anomalies": []}'
 
 Entry = dict[str, object]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from demo_full_data import LENGTH, SHRINK, draw_records, make_entries, write_data  # noqa: E402

@@ -27,7 +27,7 @@ from llamafactory_ext.plugin.relevance import run_needs_plugin
 from llamafactory_ext.plugin.seams import SEAMS
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PTH = "llamafactory_ext.pth"
 VERSIONS = f"llamafactory_ext {__version__} with llamafactory {upstream.installed_version()}"
 LIST_MODULES = "import sys; print('\\n'.join(sys.modules))"

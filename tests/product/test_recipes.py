@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [path for path in sorted((ROOT / "yaml").glob("*.yaml")) if "\ndo_train: true" in path.read_text("utf-8")]
 GDSH = [path for path in RECIPES if not path.stem.startswith("cpu_demo")]
 SECTIONS = ["### model", "### method", "### dataset", "### output", "### train", "### eval"]
