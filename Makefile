@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, runs the main recipe on the result, and scores
 # its answers about another plant. A minute of training teaches it the form of an answer at best.
 demo: .venv/installed-train
-	python tools/demo.py demo
+	python tools/demo/demo.py demo
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/cpu_demo.yaml
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/2080ti_qlora.yaml model_name_or_path=saves/demo \
 	    dataset=gdsh_demo fp16=false gradient_accumulation_steps=2 max_steps=4 warmup_ratio=0 \
@@ -16,7 +16,7 @@ demo: .venv/installed-train
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/predict.yaml model_name_or_path=saves/demo \
 	    adapter_name_or_path=saves/demo_adapter dataset_dir=demo/data eval_dataset=zhlh_demo infer_dtype=float32 \
 	    max_new_tokens=200 output_dir=saves/demo_predict
-	python tools/evaluate.py saves/demo_predict/generated_predictions.jsonl --out saves/demo_scores \
+	llamafactory-ext evaluate saves/demo_predict/generated_predictions.jsonl --out saves/demo_scores \
 	    --dataset zhlh_demo --dataset_dir demo/data
 	@echo
 	@echo "saves/demo          the trained demo model, trainer_state.json, training_loss.png"
@@ -27,17 +27,17 @@ demo: .venv/installed-train
 # is no better than the same model with the series exchanged, than chance or than a rule. SEED=1: other data, other weights.
 SEED ?= 0
 demo-full: .venv/installed-train
-	python tools/demo_full.py --seed $(SEED)
+	python tools/demo/demo_full.py --seed $(SEED)
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/cpu_demo_full.yaml
 	for part in validation exchanged; do \
 	    CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/predict.yaml model_name_or_path=saves/demo_full \
 	        adapter_name_or_path=null finetuning_type=full quantization_bit=null infer_dtype=float32 \
 	        embedding_on_cpu=false eval_dataset=demo_full_$$part cutoff_len=512 max_new_tokens=64 \
 	        per_device_eval_batch_size=100 output_dir=saves/demo_full/$$part && \
-	    python tools/evaluate.py saves/demo_full/$$part/generated_predictions.jsonl \
+	    llamafactory-ext evaluate saves/demo_full/$$part/generated_predictions.jsonl \
 	        --out saves/demo_full/scores_$$part --dataset demo_full_$$part cutoff_len=512 || exit 1; \
 	done
-	python tools/demo_full_verdict.py saves/demo_full/scores_validation/scores.json \
+	python tools/demo/demo_full_verdict.py saves/demo_full/scores_validation/scores.json \
 	    saves/demo_full/scores_exchanged/scores.json
 
 # Every check: lint, types, tests. One thread a process: the models are tiny, and threads would wait for one another.
@@ -51,8 +51,8 @@ lint: .venv/installed-dev
 
 # Ratios against plain scripts and the published way of computing, from one run on this machine. GROW="1 10 100" adds those sizes (100: a quarter of an hour).
 bench: .venv/installed-train
-	OMP_NUM_THREADS=1 python tools/bench_data.py $(if $(GROW),--grow $(GROW))
-	python tools/bench.py
+	OMP_NUM_THREADS=1 python tools/bench/bench_data.py $(if $(GROW),--grow $(GROW))
+	python tools/bench/bench.py
 
 # The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each, one
 # after the other. PYTHONS="DIR …": where interpreters are.

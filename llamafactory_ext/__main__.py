@@ -1,4 +1,4 @@
-"""``python -m llamafactory_ext``: what is active here. Exit status 1 if something is wrong."""
+"""``llamafactory-ext``, or ``python -m llamafactory_ext``: the commands; without one, what is active here."""
 
 import importlib
 import sys
@@ -18,7 +18,38 @@ from llamafactory_ext.plugin.versions import CHECKED, on_fork, too_old, version 
 _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "pandas")
 
 
+COMMANDS = {
+    "prepare": "make training data of annotations and CSV files",
+    "check": "show what a run would see of a data set, and what is wrong with it",
+    "plan": "say before a run whether it fits, how many steps it has and how long it takes",
+    "evaluate": "score what a model predicted",
+}
+USAGE = 2
+
+
 def main() -> int:
+    """Runs the command that is named; without one, prints the state. Exit status 1 if something is wrong."""
+    if len(sys.argv) < 2:
+        return status()
+    name, *rest = sys.argv[1:]
+    if name in ("-h", "--help"):
+        print("usage: llamafactory-ext [COMMAND] [--help]\n\nwithout a command: versions, and what is active here\n")
+        print("\n".join(f"  {command:10}{text}" for command, text in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return USAGE
+    try:
+        command = importlib.import_module(f"llamafactory_ext.toolbox.cli.{name}")
+        from llamafactory_ext.toolbox.cli.terminal import run
+    except ModuleNotFoundError as missing:
+        print(f"error: no module {missing.name}; install what it needs: pip install '.[tools]'", file=sys.stderr)
+        return USAGE
+    sys.argv = [f"llamafactory-ext {name}", *rest]
+    return run(command.main)
+
+
+def status() -> int:
     """Prints versions, seams and their state, template, formats and the off switch."""
     print(f"llamafactory_ext {__version__}, Python {sys.version.split()[0]}")
     for name in _PACKAGES:

@@ -70,7 +70,7 @@ def gdsh(tmp_path: Path) -> Gdsh:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo as `tools/demo.py` writes it: ``model`` and ``data``."""
+    """The demo as `tools/demo/demo.py` writes it: ``model`` and ``data``."""
     from demo import write_demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo"

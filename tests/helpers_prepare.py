@@ -1,4 +1,4 @@
-"""What the tests of `tools/prepare.py` share: data sets to prepare, and the tool run in a process of its own."""
+"""What the tests of `llamafactory-ext prepare` share: data sets, and the tool in a process of its own."""
 
 import json
 import subprocess
@@ -7,12 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
-
 from llamafactory_ext.gdsh import Anomaly
 
 
-TOOL = [sys.executable, str(ROOT / "tools" / "prepare.py")]
+TOOL = [sys.executable, "-m", "llamafactory_ext", "prepare"]
 
 Entry = dict[str, Any]
 
@@ -88,7 +86,7 @@ def check_accounts(report: dict[str, Any]) -> None:
 
 
 def run_tool(*arguments: Any, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run `python tools/prepare.py` and see that it never ends with a traceback."""
+    """Run `llamafactory-ext prepare` and see that it never ends with a traceback."""
     done = subprocess.run(
         [*TOOL, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
     )

@@ -166,7 +166,7 @@ def _settle(dataset: Any, source: Path) -> Any:
             logger.info_rank0(f"  {totals[key]} {wording} (in {records[key]} records).")
     if contradicting:
         found = f"{len(contradicting)} records contradict an earlier one: same series, same prompt, another answer"
-        advice = "`python tools/prepare.py --merge-points` makes one record of each such point"
+        advice = "`llamafactory-ext prepare --merge-points` makes one record of each such point"
         logger.warning_rank0("\n".join([f"{source}: {found}; {advice}:", *listing(contradicting, len(contradicting))]))
     return dataset.remove_columns([NOTES])
 

@@ -145,7 +145,7 @@ def validation_questions(trainer: Any, count: int) -> list[Question]:
     if any(dataset is None for dataset in datasets):
         raise ValueError(
             "`event_f1_steps` needs validation data, and this run has none: set `eval_dataset` "
-            "(python tools/prepare.py --split 0.1 --register makes one) or `val_size`; or remove `event_f1_steps`."
+            "(llamafactory-ext prepare --split 0.1 --register makes one) or `val_size`; or remove `event_f1_steps`."
         )
     if not all(hasattr(dataset, "num_rows") for dataset in datasets):
         raise ValueError("`event_f1_steps` does not go with `streaming`; remove one of them.")

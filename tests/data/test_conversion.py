@@ -110,7 +110,7 @@ def test_records_that_contradict_each_other_are_named(
     assert len(tokenise(gdsh.folder)["train_dataset"]) == 5
     [warning] = [record.getMessage() for record in log.records if "contradict an earlier" in record.getMessage()]
     assert "2 records contradict an earlier one" in warning
-    assert "prepare.py --merge-points" in warning
+    assert "llamafactory-ext prepare --merge-points" in warning
     assert warning.splitlines()[1:] == ["  record 1 (a.jpg)", "  record 3 (copy.jpg)"]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -302,7 +301,7 @@ class TestPredictions:
         said = {**LINE, "prompt": LINE["prompt"].replace("%s", "50")}
         said["label"] = json.dumps([{"interval": [1, 5], "type": "\x1b[2J\ud800<script>"}])
         path = written(tmp_path, json.dumps(said | {"predict": "\ud800\x1b]0;x\x07"}), "p.jsonl")
-        command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), str(path), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "llamafactory_ext", "evaluate", str(path), "--out", str(tmp_path / "out")]
         done = subprocess.run(command, capture_output=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         assert b"\x1b" not in done.stdout + done.stderr

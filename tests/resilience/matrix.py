@@ -127,7 +127,7 @@ class Trial:
         adapter = ["model_name_or_path=saves/demo", "dataset=gdsh_demo", "fp16=false", "output_dir=saves/adapter"]
         return (
             self.run("demo", "python", "-m", "llamafactory_ext")
-            and self.run("demo", "python", "tools/demo.py", "demo")
+            and self.run("demo", "python", "tools/demo/demo.py", "demo")
             and self.run("demo", "llamafactory-cli", "train", "yaml/cpu_demo.yaml", "max_steps=6")
             and self.run("demo", "llamafactory-cli", "train", "yaml/2080ti_qlora.yaml", *adapter, *few, "max_steps=2")
             and (self.folder / "saves" / "adapter" / "adapter_model.safetensors").is_file()
@@ -135,7 +135,9 @@ class Trial:
 
     def train_on_fork(self, fork: Path, published: Path) -> bool:
         """The fork's own data set with the plugin off and on; tells whether both were trained to the same losses."""
-        self.run("demo", sys.executable, ROOT / "tools" / "demo.py", "demo")  # of this Python: the fork's is too old
+        self.run(
+            "demo", sys.executable, ROOT / "tools" / "demo" / "demo.py", "demo"
+        )  # of this Python: the fork's is too old
         model = self.folder / "demo" / "model"
         for file in published.glob("*.py"):
             shutil.copy(file, model)

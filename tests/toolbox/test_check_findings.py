@@ -1,4 +1,4 @@
-"""What `tools/check.py` finds: for each finding a data set that shows it and one that does not."""
+"""What `llamafactory-ext check` finds: for each finding a data set that shows it and one that does not."""
 
 import json
 from collections.abc import Sequence

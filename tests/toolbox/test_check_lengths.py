@@ -1,4 +1,4 @@
-"""Token lengths of `tools/check.py` against those of a real run, the histogram, and a record as it is shown."""
+"""Token lengths of `llamafactory-ext check` against those of a real run, the histogram, and a record as shown."""
 
 import json
 from collections.abc import Callable

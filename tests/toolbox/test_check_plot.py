@@ -1,4 +1,4 @@
-"""Pictures of `tools/check.py`: labels sit where the intervals are, and nothing of the data becomes markup."""
+"""Pictures of `llamafactory-ext check`: labels sit where the intervals are, and nothing of the data becomes markup."""
 
 import json
 import re
@@ -14,9 +14,9 @@ import pytest
 from conftest import answer
 from hypothesis import given
 from hypothesis import strategies as st
-from llamafactory_ext.toolbox.check.plot import draw_gallery, fonts, gallery
 
 from llamafactory_ext.toolbox.check.findings import Finding, Place
+from llamafactory_ext.toolbox.check.gallery import draw_gallery, fonts, gallery
 from llamafactory_ext.toolbox.check.gallery_files import ForeignPageError, write_whole
 from llamafactory_ext.toolbox.check.inspection import Inspection
 from llamafactory_ext.toolbox.check.sheets import draw_sheet

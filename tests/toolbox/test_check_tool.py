@@ -1,4 +1,4 @@
-"""`tools/check.py` as a user runs it: a process of its own, its output, its files, its exit status."""
+"""`llamafactory-ext check` as a user runs it: a process of its own, its output, its files, its exit status."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Gdsh, annotation, answer
+from conftest import Gdsh, annotation, answer
 
 
 def check(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
-    command = [sys.executable, str(ROOT / "tools" / "check.py"), *map(str, arguments)]
+    command = [sys.executable, "-m", "llamafactory_ext", "check", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "Traceback" not in done.stderr
     return done

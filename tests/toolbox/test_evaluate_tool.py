@@ -1,4 +1,4 @@
-"""`tools/evaluate.py` as a user runs it: once in a process of its own, wrong input in this one."""
+"""`llamafactory-ext evaluate` as a user runs it: once in a process of its own, wrong input in this one."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NOTHING_FOUND, ROOT, Gdsh, annotation, answer
+from conftest import NOTHING_FOUND, Gdsh, annotation, answer
 
 
 pytest.importorskip("aeon")
@@ -46,7 +46,7 @@ def predicted(data: Gdsh) -> Path:
 
 def test_scores_of_a_data_set(data: Gdsh, predicted: Path, tmp_path: Path) -> None:
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "140"}
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), predicted, "--out", tmp_path / "scores"]
+    command = [sys.executable, "-m", "llamafactory_ext", "evaluate", predicted, "--out", tmp_path / "scores"]
     command += ["--dataset", "a", "--dataset_dir", data.folder, f"cache_dir={tmp_path}/cache"]
     done = subprocess.run(
         [*map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
@@ -81,7 +81,7 @@ Tool = Callable[..., tuple[int, str]]
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
     """Runs the tool in this process; returns its exit status and what it complained of."""
-    import evaluate
+    from llamafactory_ext.toolbox.cli import evaluate
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "hush", lambda: None)  # its variables would silence the processes of later tests

@@ -1,4 +1,4 @@
-"""`tools/plan.py` as a user runs it."""
+"""`llamafactory-ext plan` as a user runs it."""
 
 import json
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import plan as tool
 import pytest
 from conftest import ROOT, Gdsh, annotation, answer
+
+from llamafactory_ext.toolbox.cli import plan as tool
 
 
 RECIPES = [path for path in sorted((ROOT / "yaml").glob("*.yaml")) if "\ndo_train: true" in path.read_text("utf-8")]
@@ -104,7 +105,7 @@ def test_in_a_process_of_its_own(demo: Path) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     model = f"model_name_or_path={demo / 'model'}"  # nothing to download, so that any disk has room
     for last, status in (("max_steps=5", 0), ("learning=1", 2)):
-        command = [sys.executable, str(ROOT / "tools" / "plan.py"), "yaml/2080ti_qlora.yaml", *on_demo(demo)]
+        command = [sys.executable, "-m", "llamafactory_ext", "plan", "yaml/2080ti_qlora.yaml", *on_demo(demo)]
         command += [model, last]
         run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert run.returncode == status

@@ -102,7 +102,7 @@ def test_shorter_series_are_the_last_resort(make: Make) -> None:
     longest = Load(tokens=4600, labels=200, patches=4000)
     card = Card("card", needed(make(**levers), Load(tokens=700, labels=200, patches=100)))
     verdict = judge(make(), SHAPE, longest, card, 1)
-    assert verdict.changes[-1].text == "(series thinned: tools/prepare.py --max-points 768)"
+    assert verdict.changes[-1].text == "(series thinned: llamafactory-ext prepare --max-points 768)"
     assert sum("max-points" in change.text for change in verdict.changes) == 1
 
 

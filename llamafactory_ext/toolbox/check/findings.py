@@ -65,7 +65,7 @@ def overlong(
     outcome = "they would be dropped (overlong_records: drop)" if drop else "training would stop"
     text = f"{len(over)} of {len(records)} records have more than {limit} tokens: {outcome}"
     fits = advised_cutoff(max(length for _, length in over), reserved)
-    advice = f"set cutoff_len: {fits}, or shorten them: tools/prepare.py "
+    advice = f"set cutoff_len: {fits}, or shorten them: llamafactory-ext prepare "
     places = tuple(Place(row, f"{length} tokens") for row, length in over)
     advice += "--compact-answers, --max-points or --window"
     return Finding("overlong", "notice" if drop else "fault", text, places, advice)
@@ -76,7 +76,7 @@ def series_too_long(records: Records, limit: int | None) -> Finding | None:
     rows = [(row, record.length) for row, record in usable(records) if limit is not None and record.length > limit]
     places = tuple(Place(row, f"{length} points") for row, length in rows)
     text = f"{len(places)} records have a series of more than {limit} points, which this checkpoint can't place"
-    advice = "tools/prepare.py --max-points or --window"
+    advice = "llamafactory-ext prepare --max-points or --window"
     return Finding("series_too_long", "fault", text, places, advice) if places else None
 
 
@@ -103,7 +103,8 @@ def unusual_length(records: Records) -> Finding | None:
     found = notice(
         "length", text, records, lambda record: any(not SHORT <= one.length <= LONG for one in record.series)
     )
-    return Finding(found.kind, "notice", found.text, found.places, "tools/prepare.py --max-points") if found else None
+    advice = "llamafactory-ext prepare --max-points"
+    return Finding(found.kind, "notice", found.text, found.places, advice) if found else None
 
 
 def percentile(values: Sequence[int], share: float) -> int:

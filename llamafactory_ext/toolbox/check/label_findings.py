@@ -23,7 +23,7 @@ def not_json(records: Records) -> Finding | None:
         "fault",
         text,
         places,
-        "write each as one JSON object; tools/prepare.py does that for GDSH's own files",
+        "write each as one JSON object; llamafactory-ext prepare does that for GDSH's own files",
     )
 
 

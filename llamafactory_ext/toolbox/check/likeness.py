@@ -16,7 +16,7 @@ def contradictions(records: Records) -> Finding | None:
     groups = [rows for rows in asked if len({records[row].answer for row in rows}) > 1]
     places = _places(groups, records, "also asked in")
     text = f"{len(places)} records contradict one another: {len(groups)} times the same series and prompt have"
-    advice = "tools/prepare.py --merge-points makes one record of them, with all their anomalies"
+    advice = "llamafactory-ext prepare --merge-points makes one record of them, with all their anomalies"
     return Finding("contradiction", "fault", f"{text} different answers", places, advice) if groups else None
 
 
@@ -50,7 +50,7 @@ def leaks(records: Records, validation: Records, name: str) -> Finding | None:
         if shared is not None:
             places.append(Place(row, f"also {holders[shared]} of {name}"))
     text = f"{len(places)} records have a series that is in the validation data ({name}), too"
-    advice = "tools/prepare.py --split parts by series"
+    advice = "llamafactory-ext prepare --split parts by series"
     return Finding("leak", "fault", text, tuple(places), advice) if places else None
 
 
@@ -63,7 +63,7 @@ def split_leaks(records: Records, validation_rows: Sequence[int], val_size: floa
     rows = [row for row, record in enumerate(records) if any(one.digest in both for one in record.series)]
     places = tuple(Place(row, "in validation" if row in held else "in training") for row in rows)
     text = f"val_size: {val_size:g} splits by record: {len(both)} series would be in training and in validation"
-    advice = "tools/prepare.py --split parts by series; name its second file as eval_dataset and drop val_size"
+    advice = "llamafactory-ext prepare --split parts by series; name its second file as eval_dataset and drop val_size"
     return Finding("leak", "fault", text, places, advice) if both else None
 
 

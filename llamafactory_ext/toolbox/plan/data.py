@@ -99,7 +99,7 @@ def _estimate(parts: Sequence[Part], arguments: Arguments, read: int, patch_size
     for part in parts:
         for one in facts(part):
             if one.fault:
-                raise DataError(f"{one.name}: {one.fault}; `python tools/check.py` lists all such records")
+                raise DataError(f"{one.name}: {one.fault}; `llamafactory-ext check` lists all such records")
             # A token a character: digits and most of Chinese, the rest takes fewer.
             text = _TEMPLATE_TOKENS + _STATISTICS_TOKENS * len(one.series) + one.prompt_characters
             patches = sum(math.ceil(series.length / patch_size) for series in one.series)

@@ -122,7 +122,7 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
         patches = -(-points // shape.patch_size) * load.rows
         if patches < load.patches:
             shorter = replace(load, patches=patches, tokens=load.tokens - load.patches + patches)
-            data = f"(series thinned: tools/prepare.py --max-points {points})"
+            data = f"(series thinned: llamafactory-ext prepare --max-points {points})"
             found.append(Change("fewer points a series", {}, shorter, data))
     return found
 

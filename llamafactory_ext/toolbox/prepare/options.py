@@ -17,7 +17,7 @@ class PrepareError(RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
-    """One run. `tools/prepare.py --help` says what each option is for."""
+    """One run. `llamafactory-ext prepare --help` says what each option is for."""
 
     root: Path | None = None
     json: tuple[Path, ...] = ()

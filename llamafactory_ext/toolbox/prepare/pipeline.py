@@ -1,7 +1,7 @@
 """The pipeline: one run of `prepare`, from annotation files and CSVs to outputs that appear all at once.
 
-`tools/prepare.py` is its command line. Every annotation is read first, to know which records share a point; then
-each point is prepared on its own, so that memory holds a few points, never the data set.
+`llamafactory-ext prepare` is its command line. Every annotation is read first, to know which records share a point;
+then each point is prepared on its own, so that memory holds a few points, never the data set.
 """
 
 import json

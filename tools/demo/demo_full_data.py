@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 
 def write_answer(kinds: tuple[str, ...], intervals: list[tuple[int, int]]) -> str:
-    """State the anomalies as `prepare.py --compact-answers` does."""
+    """State the anomalies as `llamafactory-ext prepare --compact-answers` does."""
     entries = [{"interval": list(place), "type": kind} for kind, place in zip(kinds, intervals, strict=True)]
     return json.dumps({"status": "success", "detected_anomalies": entries}, ensure_ascii=False, separators=(",", ":"))
 

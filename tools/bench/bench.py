@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from terminal import DONE, FAULTS, USAGE, complain, run, say
+from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, run, say
 
 
 MIB = 2**20
@@ -158,7 +158,7 @@ def compare(rows: list[Any], steps: int, gpu: bool, cap_gib: float) -> list[dict
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python tools/bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python tools/bench/bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpu", action="store_true", help="ChatTS-14B on one CUDA card, instead of the CPU's rows")
     parser.add_argument(

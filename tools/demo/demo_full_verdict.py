@@ -1,4 +1,4 @@
-"""Says whether the full demo's model reads series, from the two scores.json of tools/evaluate.py.
+"""Says whether the full demo's model reads series, from the two scores.json of llamafactory-ext evaluate.
 
 Fails (exit status 1) where event F1 on held-out points is below 0.9, below three times that of the control (the same
 model, series exchanged among the records) or of random intervals, or not above both rules that need no model. Where
@@ -30,7 +30,7 @@ def judge(scores: dict[str, Any], control: dict[str, Any]) -> list[tuple[str, fl
 
 def main() -> int:
     if len(sys.argv) != 3:
-        print("usage: python tools/demo_full_verdict.py SCORES.json SCORES_OF_THE_CONTROL.json", file=sys.stderr)
+        print("usage: python tools/demo/demo_full_verdict.py SCORES.json SCORES_OF_THE_CONTROL.json", file=sys.stderr)
         return 2
     scores, control = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:])
     found = judge(scores, control)

@@ -1,6 +1,6 @@
 """Makes what the full demo needs, without a download: a small ChatTS with random weights, and many thousand series.
 
-python tools/demo_full.py
+python tools/demo/demo_full.py
 llamafactory-cli train yaml/cpu_demo_full.yaml
 """
 
@@ -28,7 +28,7 @@ def write_demo(path: Path, seed: int = 0, training: int = 60_000, validation: in
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python tools/demo_full.py",
+        prog="python tools/demo/demo_full.py",
         description=(
             "Write DIR/model, a small ChatTS checkpoint with random weights, and DIR/data, made-up series with their "
             "anomalies: train.jsonl, validation.jsonl of other points, and exchanged.jsonl, the control. "

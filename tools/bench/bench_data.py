@@ -22,7 +22,8 @@ import psutil
 from demo_data import PROMPT, make_csv, make_entries, make_entry, write_answer
 from demo_model import write_model
 from demo_series import SHAPES, draw_intervals, draw_series
-from terminal import FAULTS, progress, run, say
+
+from llamafactory_ext.toolbox.cli.terminal import FAULTS, progress, run, say
 
 
 POINTS, LENGTH = 417, 5000
@@ -182,7 +183,7 @@ def grow(sizes: list[int]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench_data.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/bench/bench_data.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; default: 3")
     parser.add_argument(
         "--grow", type=int, nargs="+", default=[], metavar="TIMES", help="also at these sizes, e.g. 1 10 100"

@@ -6,17 +6,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from llamafactory_ext.errors import printable
+
 
 DONE, FAULTS, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-try:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-
-    from llamafactory_ext.errors import printable
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: no module {missing.name}; install what the tools need: pip install '.[tools]'")
 
 _LAYOUT = "\n\t\u3000"  # what no text is without, and harms nobody
 

@@ -22,7 +22,7 @@ def refuse_foreign(target: Path) -> None:
     if os.path.lexists(target) and not made_here and not empty:
         raise ForeignFolderError(
             f"{target} exists and was not made by the demo (it has no {MARKER}); "
-            "move it away or name another folder: python tools/demo.py DIR"
+            "move it away or name another folder: python tools/demo/demo.py DIR"
         )
 
 
@@ -34,7 +34,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        (new / MARKER).write_text("Made by tools/demo.py, which replaces this folder when it runs again.\n")
+        (new / MARKER).write_text("Made by tools/demo/demo.py, which replaces this folder when it runs again.\n")
         yield new
         if os.path.lexists(target):
             target.rename(Path(scratch) / "old")

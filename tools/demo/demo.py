@@ -2,7 +2,7 @@
 
 Two commands from nothing to a trained model:
 
-    python tools/demo.py
+    python tools/demo/demo.py
     llamafactory-cli train yaml/cpu_demo.yaml
 """
 
@@ -25,7 +25,7 @@ def write_demo(path: Path, seed: int = 0, family: Family = "qwen2") -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python tools/demo.py",
+        prog="python tools/demo/demo.py",
         description=(
             "Write DIR/model, a tiny ChatTS checkpoint with random weights, and DIR/data, a made-up data set "
             "that looks like GDSH's: annotations in data/json, one CSV a sensor in data/timeseries. "

@@ -91,7 +91,7 @@ def cap_memory(gib: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench_step.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/bench/bench_step.py", description=__doc__)
     parser.add_argument("row", choices=[row.name for row in ROWS + GPU_ROWS])
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,7 +1,7 @@
 """Times each lever of a training step alone, with it against without it: same weights, same records, same loss.
 
-python tools/bench_levers.py
-python tools/bench_levers.py --only packing --steps 5
+python tools/bench/bench_levers.py
+python tools/bench/bench_levers.py --only packing --steps 5
 
 Each side runs in a process of its own. Memory is what a step takes beyond weights and optimiser. Not here, for want of
 a card: what lies in CPU memory instead (`embedding_on_cpu`, `offload_checkpoints`), float16, kernels for cards.
@@ -20,10 +20,10 @@ import torch
 from bench_meter import ProcessMeter
 from bench_model import add_lora, build_model
 from bench_rows import ROWS, Row, make_batch, make_config
-from terminal import DONE, FAULTS, run, say
 
 from llamafactory_ext.model import loss as loss_module
 from llamafactory_ext.series import encode
+from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, run, say
 
 
 COLUMNS = ("lever", "s a step: without", "with", "ratio", "activations, MiB: without", "with", "ratio", "losses")
@@ -195,7 +195,7 @@ def run_child(name: str, side: str, steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench_levers.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tools/bench/bench_levers.py", description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=list(LEVERS), help="this lever alone")
     parser.add_argument("--steps", type=int, default=2, help="timed steps; default: 2")
     parser.add_argument("--side", choices=("without", "with"), help=argparse.SUPPRESS)  # in a process of its own

@@ -1,0 +1,1 @@
+"""The commands of ``llamafactory-ext``, a file each."""

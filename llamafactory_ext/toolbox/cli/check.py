@@ -1,0 +1,222 @@
+"""Shows what a training run would see of a data set, and what is wrong with it.
+
+llamafactory-ext check gdsh --recipe yaml/2080ti_qlora.yaml
+llamafactory-ext check gdsh --plot pictures
+llamafactory-ext check train.jsonl --validation validation.jsonl --show 12
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.toolbox.check.gallery import Gallery
+from llamafactory_ext.toolbox.check.inspection import Inspection
+from llamafactory_ext.toolbox.check.report import without_anomaly
+from llamafactory_ext.toolbox.cli.recipes import recipe
+from llamafactory_ext.toolbox.cli.terminal import (
+    DONE,
+    FAULTS,
+    USAGE,
+    complain,
+    print_table,
+    progress,
+    refuse_other_words,
+    say,
+)
+from llamafactory_ext.toolbox.session.lengths import PARTS, histogram, percentiles
+from llamafactory_ext.toolbox.session.quiet import hush
+
+
+RECIPE = recipe("2080ti_qlora.yaml")
+
+DESCRIPTION = """
+Shows what a training run would see of a data set, through LLaMA-Factory's own loading and tokenising: counts, token
+lengths, anomaly types, and what is wrong with it. A fault is what would stop training or teach something wrong; a
+notice is worth a look.
+"""
+EPILOG = """
+exit status: 0 no faults, 1 faults in the data, 2 wrong usage.
+Files: --report and --plot write files, nothing else does but the caches that training uses as well.
+"""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-ext check",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="name in dataset_info.json (or names, with commas), or X.jsonl"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe, as for training")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="X.yaml", help=f"default: yaml/{RECIPE.name}")
+    parser.add_argument("--dataset-dir", metavar="DIR", help="folder of dataset_info.json; default: the recipe's")
+    parser.add_argument("--validation", metavar="NAME", help="data set that training must not share a series with")
+    parser.add_argument("--model", metavar="PATH", help="whose tokenizer is used; default: the recipe's")
+    parser.add_argument("--cutoff-len", type=_positive, metavar="N", help="default: the recipe's")
+    parser.add_argument("--show", type=int, metavar="N", help="print record N (from 0) as the model sees it")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the series with their labels: index.html, PNG")
+    parser.add_argument("--plot-records", type=_positive, default=500, metavar="N", help="at most; default: 500")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything that was found")
+    found = parser.parse_intermixed_args(arguments)
+    refuse_other_words(parser, found.overrides, "; several data sets are given as one word: a,b")
+    return found
+
+
+def main() -> int:
+    options = parse()
+    hush()
+    try:
+        from llamafactory_ext.toolbox.check.gallery_files import ForeignPageError, refuse_foreign
+        from llamafactory_ext.toolbox.check.inspection import inspect
+        from llamafactory_ext.toolbox.check.show import show
+        from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, read_recipe
+        from llamafactory_ext.toolbox.session.upstream import CheckError
+
+        if options.plot:
+            refuse_foreign(options.plot)
+        if options.report and not options.report.absolute().parent.is_dir():
+            raise UsageError(f"{options.report.parent}: no such folder for the report")
+        values = read_recipe(options.recipe, options.overrides)
+        given = {"dataset_dir": options.dataset_dir, "model_name_or_path": options.model}
+        given["cutoff_len"] = options.cutoff_len
+        values |= {key: value for key, value in given.items() if value is not None}
+        found = inspect(arguments(values, options.dataset, options.validation), _track)
+        if options.show is not None:
+            for line in show(found, options.show):
+                say(line)
+            say()
+    except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
+        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
+        return USAGE
+    except (UsageError, ForeignPageError) as err:
+        complain(f"error: {err}")
+        return USAGE
+    except CheckError as err:
+        complain(f"error: training would stop: {err}")
+        return FAULTS
+    return _tell(found, options)
+
+
+def _tell(found: Any, options: argparse.Namespace) -> int:
+    """Prints the summary, then draws and writes what was asked for."""
+    from llamafactory_ext.toolbox.check.gallery import draw_gallery
+    from llamafactory_ext.toolbox.check.gallery_files import write_whole
+    from llamafactory_ext.toolbox.check.report import report
+
+    print_summary(found, brief=options.show is not None)
+    gallery = None
+    try:
+        if options.plot:
+            gallery = draw_gallery(found, options.plot, options.dataset, options.plot_records, _track)
+            print_gallery(gallery)
+        if options.report:
+            text = json.dumps(report(found, gallery), ensure_ascii=False, indent=1, allow_nan=False)
+            write_whole(options.report, text + "\n")
+            say(f"report: {options.report}")
+    except OSError as err:
+        complain(f"error: {err.filename or options.plot or options.report} can't be written: {err.strerror or err}")
+        return USAGE
+    return FAULTS if found.has_faults else DONE
+
+
+def _track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
+    """Passes the items on, with a bar on standard error."""
+    with progress() as bars:
+        yield from bars.track(items, total=count, description=text)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+_NAMED = 5
+_COLUMNS = ("min", "median", "p95", "p99", "max")
+
+
+def print_summary(found: Inspection, brief: bool = False) -> None:
+    """Prints all that was found; `brief` leaves lengths and types out, for when one record is asked for."""
+    if not brief:
+        _print_counts(found)
+        _print_lengths(found)
+        _print_types(found)
+    _print_findings(found)
+
+
+def print_gallery(gallery: Gallery) -> None:
+    """Says where the pictures are, what is not on them, and what their type numbers mean."""
+    drawn = len(gallery.sheets)
+    part = (
+        "" if drawn == gallery.records else f"{drawn} of {gallery.records} records drawn (--plot-records raises it); "
+    )
+    count = len({name for names in gallery.sheets.values() for name in names})
+    say(f"{part}{gallery.folder / 'index.html'} and {count} contact sheet{'s' * (count != 1)}")
+    if gallery.keys:
+        key = ", ".join(f"{number} {name or '(no type)'}" for number, name in gallery.keys.items())
+        say(f"no font with these characters is installed, so the sheets number the types: {key}")
+
+
+def _print_counts(found: Inspection) -> None:
+    lengths = [one.length for record in found.records for one in record.series]
+    rows: list[tuple[str, Any]] = [(part.name, len(part.dataset)) for part in found.parts]
+    rows += [("records that can be used", sum(not record.fault for record in found.records))]
+    rows += [("series", len(lengths))]
+    rows += [("different series", len({one.digest for record in found.records for one in record.series}))]
+    rows += [("points a series", _range(lengths))] if lengths else []
+    rows += [("labelled intervals", found.types.total()), ("records without anomaly", without_anomaly(found))]
+    print_table("Data", ("", "count"), rows)
+
+
+def _print_lengths(found: Inspection) -> None:
+    tokens = [one for one in found.tokens if one]
+    if found.no_tokens:
+        say(f"No token lengths: {found.no_tokens} (--model names a folder or another model)")
+    if tokens:
+        columns = {name: [getattr(one, name) for one in tokens] for name in PARTS}
+        rows = [(name, *(percentiles(values)[one] for one in _COLUMNS)) for name, values in columns.items()]
+        print_table("Tokens a record", ("", *_COLUMNS), rows)
+        for line in histogram(columns["whole"], found.limit):
+            say(line)
+        over = sum(one > found.limit for one in columns["whole"])
+        say(f"{over} of {len(tokens)} records exceed cutoff_len {found.limit}")
+    else:
+        usable = [record for record in found.records if not record.fault]
+        texts = {
+            "prompt": [record.prompt_characters for record in usable],
+            "answer": [record.answer_characters for record in usable],
+        }
+        rows = [(name, *(percentiles(values)[one] for one in _COLUMNS)) for name, values in texts.items() if values]
+        print_table("Characters a record", ("", *_COLUMNS), rows)
+    say()
+
+
+def _print_types(found: Inspection) -> None:
+    total = found.types.total()
+    rows = [(name or "(no type)", count, f"{count / total:.1%}") for name, count in found.types.items()]
+    if rows:
+        print_table("Anomaly types", ("", "intervals", "share"), rows)
+
+
+def _print_findings(found: Inspection) -> None:
+    for one in found.findings:
+        say(f"{one.severity.upper()} {one.kind}: {one.text}")
+        for place in one.places[:_NAMED]:
+            say(f"    {found.records[place.row].name}{f': {place.detail}' if place.detail else ''}")
+        if len(one.places) > _NAMED:
+            say(f"    … and {len(one.places) - _NAMED} more")
+        if one.advice:
+            say(f"    → {one.advice}")
+    faults = sum(one.severity == "fault" for one in found.findings)
+    notices = len(found.findings) - faults
+    say(f"{faults} fault{'s' * (faults != 1)}, {notices} notice{'s' * (notices != 1)}")
+
+
+def _range(values: list[int]) -> str:
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"

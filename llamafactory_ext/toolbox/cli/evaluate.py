@@ -1,0 +1,227 @@
+"""Scores what a model predicted: llamafactory-cli's generated_predictions.jsonl against the labels in it.
+
+llamafactory-ext evaluate saves/predict/generated_predictions.jsonl --out scores
+llamafactory-ext evaluate saves/predict/generated_predictions.jsonl --out scores --dataset gdsh
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.toolbox.cli.recipes import recipe
+from llamafactory_ext.toolbox.cli.terminal import (
+    DONE,
+    FAULTS,
+    USAGE,
+    complain,
+    print_table,
+    progress,
+    refuse_other_words,
+    say,
+)
+from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
+from llamafactory_ext.toolbox.evaluate.result import Evaluation
+from llamafactory_ext.toolbox.session.quiet import hush
+from llamafactory_ext.toolbox.session.recipe import UsageError, read_recipe
+from llamafactory_ext.toolbox.session.recipe import arguments as dataset_arguments
+
+
+RECIPE = recipe("predict.yaml")
+NEEDED = ("aeon", "telemeval")
+PAGE, GENERATOR = "index.html", 'content="llamafactory_ext evaluate"'
+
+DESCRIPTION = """
+Scores predicted intervals against labelled ones: events (one-to-one overlap), range-based, affiliation and point-wise
+F1, over all, by anomaly type and by point, with confidence intervals and beside baselines. Answers are read the way
+training data are; one that can't be read counts as "no anomalies found".
+"""
+EPILOG = """
+exit status: 0 scored, 1 predictions, labels and data set can't be brought together, 2 wrong usage.
+Files: DIR/scores.json and DIR/index.html; with --dataset the caches that training uses as well.
+"""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-ext evaluate",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("predictions", type=Path, metavar="FILE.jsonl", help="generated_predictions.jsonl")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the recipe, for reading the data set"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of scores.json and index.html")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="that was predicted, for plots and the rules among the baselines; or X.jsonl"
+    )
+    parser.add_argument(
+        "--dataset-dir", "--dataset_dir", metavar="DIR", help="of dataset_info.json; default: the recipe's"
+    )
+    parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="X.yaml", help=f"default: yaml/{RECIPE.name}")
+    parser.add_argument(
+        "--salvage", action="store_true", help="take the whole entries of answers that break off (max_new_tokens)"
+    )
+    found = parser.parse_intermixed_args(arguments)
+    refuse_other_words(parser, found.overrides)
+    return found
+
+
+def main() -> int:
+    options = parse()
+    try:
+        _refuse(options)
+        hush()
+        from llamafactory_ext.toolbox.evaluate.predictions import read_predictions
+        from llamafactory_ext.toolbox.evaluate.scoring import evaluate
+
+        predictions = read_predictions(options.predictions)
+        sources = _sources(options) if options.dataset else None
+        found = evaluate(predictions, sources, dataset=options.dataset or "", salvage=options.salvage, progress=_track)
+    except UsageError as err:
+        complain(f"error: {err}")
+        return USAGE
+    except EvaluateError as err:
+        complain(f"error: {err}")
+        return FAULTS
+    return _write(found, options)
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Stops before anything is read where the command can't lead to scores."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"no module {', '.join(missing)}; install what scores need: pip install '.[evaluate]'")
+    if not options.predictions.is_file():
+        raise UsageError(f"{options.predictions}: no such file")
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"{options.out} is a file; name a folder with --out")
+    page = options.out / PAGE
+    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:1000]:
+        raise UsageError(f"{page} was not written by this tool; name another folder with --out")
+
+
+def _sources(options: argparse.Namespace) -> list[Any]:
+    """Reads the records of the data set that was predicted."""
+    try:
+        from llamafactory_ext.toolbox.evaluate.points import read_sources
+
+        values = read_recipe(options.recipe, options.overrides)
+        values |= {"dataset_dir": options.dataset_dir} if options.dataset_dir else {}
+        values.pop("eval_dataset", None)  # or it would be looked for as well
+        return read_sources(dataset_arguments(values, options.dataset))
+    except ModuleNotFoundError as err:
+        wanted = "--dataset goes LLaMA-Factory's own way: pip install '.[train]'"
+        raise UsageError(f"no module {err.name}; {wanted}") from err
+
+
+def _write(found: Any, options: argparse.Namespace) -> int:
+    """Prints the summary, after both files are there."""
+    from llamafactory_ext.files import write_whole
+    from llamafactory_ext.toolbox.evaluate.page import write_page
+
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
+        write_whole(options.out / "scores.json", [text, "\n"])
+        write_page(found, options.out / PAGE)
+    except OSError as err:
+        complain(f"error: {err.filename or options.out} can't be written: {err.strerror or err}")
+        return USAGE
+    print_scores(found)
+    say(f"{options.out / 'scores.json'}, {options.out / PAGE}")
+    return DONE
+
+
+def _track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
+    """Passes the items on, with a bar on standard error."""
+    with progress() as bars:
+        yield from bars.track(items, total=count, description=text)
+
+
+_KINDS = ("event", "range", "affiliation", "point")
+_NAMED = 5
+
+
+def print_scores(found: Evaluation) -> None:
+    """Prints how answers could be read, then the scores: over all, beside baselines, by type, of the worst points."""
+    _print_answers(found)
+    _print_metrics(found.scores)
+    _print_baselines(found.scores)
+    _print_types(found.scores)
+    _print_worst(found)
+
+
+def _print_answers(found: Evaluation) -> None:
+    scores = found.scores
+    answers, labels, records = scores["answers"], scores["labels"], scores["records"]
+    rows: list[tuple[str, Any]] = [
+        ("records", records),
+        ("points", scores["points"]),
+        ("strict JSON", f"{answers['strict']} ({scores['strict_json_rate']:.1%})"),
+        ("read leniently (joined objects, Python literals)", answers["lenient"]),
+        ("salvaged: whole entries of answers that break off", answers["salvaged"]),
+        ('unreadable, count as "no anomalies found"', answers["unreadable"]),
+        ("  of these two, cut off (max_new_tokens)", answers["cut_off"]),
+        ("intervals labelled", labels["intervals"]),
+        ("intervals predicted", answers["intervals"]),
+        ("  cut at the ends of their series", answers["intervals_clipped"]),
+        ("intervals outside of their series: false alarms", answers["intervals_outside"]),
+        ("intervals named again, count once", answers["intervals_named_again"]),
+        ("entries without interval, left out", answers["entries_without_interval"]),
+        ("labels cut at the ends of their series", labels["intervals_clipped"]),
+        ("labels outside of their series, left out", labels["intervals_outside"]),
+    ]
+    always = 6
+    print_table("Answers", ("", "count"), [row for n, row in enumerate(rows) if n < always or row[1]])
+    unread = [one for one in found.records if one.problem]
+    for one in unread[:_NAMED]:
+        record = f"record {one.index}"
+        say(f"    {record}{'' if one.name == record else f' ({one.name})'}: {one.problem}")
+    if len(unread) > _NAMED:
+        say(f"    … and {len(unread) - _NAMED} more")
+    if unread:
+        say()
+
+
+def _print_metrics(scores: Mapping[str, Any]) -> None:
+    rows = []
+    for kind in _KINDS:
+        low, high = scores["confidence"].get(f"{kind}_f1", ("", ""))
+        spread = f"{low:.3f} to {high:.3f}" if scores["confidence"] else "one point"
+        rows.append((kind, *(f"{scores[f'{kind}_{part}']:.3f}" for part in ("precision", "recall", "f1")), spread))
+    print_table("Scores", ("", "precision", "recall", "F1", "95 % of F1"), rows)
+
+
+def _print_baselines(scores: Mapping[str, Any]) -> None:
+    everything = {"the model": scores, **scores["baselines"]}
+    rows = [(name, *_f1(one)) for name, one in everything.items()]
+    print_table("F1 beside baselines", ("", *_KINDS), rows)
+    if scores["settings"]["left_out"]:
+        say(f"Left out: {', '.join(scores['settings']['left_out'])}; they need the series: --dataset NAME")
+        say()
+
+
+def _print_types(scores: Mapping[str, Any]) -> None:
+    rows = []
+    for name, one in scores["per_type"].items():
+        whatever = one["recall_of_any_type"]
+        named = "" if whatever is None else f"{whatever:.1%}"
+        rows.append((name or "(no type)", one["labels"], one["predicted"], *_f1(one), named))
+    if rows:
+        columns = ("", "labels", "predicted", *_KINDS, "any type")
+        print_table("F1 by type; labels found, whatever they were called", columns, rows)
+
+
+def _print_worst(found: Evaluation) -> None:
+    points = sorted(found.scores["per_point"].items(), key=lambda item: (item[1]["event_f1"], item[1]["range_f1"]))
+    rows = [(name, one["misses"], one["false_alarms"], *_f1(one)) for name, one in points[:_NAMED]]
+    print_table(f"F1 of the worst points, of {len(points)}", ("", "missed", "false", *_KINDS), rows)
+
+
+def _f1(scores: Mapping[str, Any]) -> list[str]:
+    return [f"{scores[f'{kind}_f1']:.3f}" for kind in _KINDS]

@@ -1,0 +1,211 @@
+"""Makes training data of GDSH annotations and their CSV files: checked, merged, shortened, split, registered."""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from llamafactory_ext.toolbox.cli import terminal
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+
+
+SHOWN = 20  # faults on the terminal; the report has them all
+
+DESCRIPTION = """\
+Reads annotations (JSON) and series (one CSV a sensor), checks every record, and writes them as training data:
+ChatTS records (--out), cleaned annotations (--annotations), or both. All answers become valid JSON.
+
+ROOT holds json/*.json (or .jsonl) and timeseries/, with sub-folders as they come: the pictures of json/X.json are
+looked for in timeseries/X first and then beside it, or in all of timeseries/ where there is no such folder.
+
+Nothing is written if a record has a fault, unless --drop-faulty is given. Outputs appear all at once, at the end.
+"""
+
+EPILOG = """\
+examples:
+  every record as it is, for a first look at what is wrong:
+    llamafactory-ext prepare data --out train.jsonl --report report.json
+  one record a point, answers without reasons, series of at most 1000 points, a tenth for validation:
+    llamafactory-ext prepare data --out train.jsonl --merge-points --compact-answers --max-points 1000 \\
+        --split 0.1 --register dataset_info/dataset_info.json
+  then train on it:
+    llamafactory-cli train yaml/2080ti_qlora.yaml dataset=train eval_dataset=train_val eval_strategy=epoch
+
+exit status: 0 done, 1 faults in the data or no way to write, 2 wrong usage, 130 interrupted
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-ext prepare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("what is read").add_argument
+    add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/")
+    add("--json", nargs="+", type=Path, metavar="PATH", default=[], help="annotation files or folders, not ROOT/json")
+    add("--series", nargs="+", type=Path, metavar="PATH", default=[], help="CSV files or folders; only these are used")
+    add = parser.add_argument_group("what is written (at least one of --out and --annotations)").add_argument
+    add("--out", type=Path, metavar="FILE", help="ChatTS records, one JSON object a line: input, output, timeseries")
+    add("--annotations", type=Path, metavar="FILE", help="cleaned annotations, a JSON list, for `formatting: gdsh`")
+    add("--report", type=Path, metavar="FILE", help="the run in numbers and all faults, as JSON; also after faults")
+    add(
+        "--register",
+        type=Path,
+        metavar="FILE",
+        help="a dataset_info.json that gets an entry for each output, named as the file without its ending; all other "
+        "entries stay, the old file is kept as .bak",
+    )
+    add("--force", action="store_true", help="let --register replace a different entry of the same name")
+    add = parser.add_argument_group("records").add_argument
+    add(
+        "--merge-points",
+        action="store_true",
+        help="make one record of all that share a point, which is decided by their CSV files: the union of all "
+        "intervals, each named once, sorted. Same type: the first record's entry stays. Different types: the type "
+        "that most records give, a tie goes to the record that comes first; the report lists these. Files count in "
+        "the order of their names; the first record's prompt stays",
+    )
+    add(
+        "--drop-answers-with",
+        action="append",
+        metavar="TEXT",
+        default=[],
+        help="leave out records so answered; may be repeated",
+    )
+    add("--drop-faulty", action="store_true", help="leave out records with faults instead of stopping")
+    add(
+        "--split",
+        type=float,
+        metavar="FRACTION",
+        help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides",
+    )
+    add("--seed", type=int, default=0, help="another one, another split; default: 0")
+    add = parser.add_argument_group("shorter series (--out only)").add_argument
+    add(
+        "--max-points",
+        type=int,
+        metavar="N",
+        help="thin longer series to N points (MinMaxLTTB, blind to labels); intervals still cover their anomaly and "
+        "grow by less than one step on each side",
+    )
+    add(
+        "--window", type=int, metavar="N", help="cut windows of N rows, intervals clipped and shifted; before thinning"
+    )
+    add(
+        "--stride", type=int, metavar="M", help="rows from one window's start to the next; default: N, without overlap"
+    )
+    add(
+        "--normal-windows",
+        type=_normal_windows,
+        default=None,
+        metavar="all|none|K",
+        help="windows without anomaly: all (default), none, or at most K for each point, evenly spread",
+    )
+    add = parser.add_argument_group("shorter answers").add_argument
+    add("--compact-answers", action="store_true", help="keep nothing but interval and type of each anomaly")
+    add("--max-answer-chars", type=int, metavar="N", help="report answers that are longer; they are still written")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core"
+    )
+    return parser
+
+
+def _normal_windows(text: str) -> int | None:
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all nor none nor a number") from None
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print what a person wants to know first."""
+    records, answers, merged = report["records"], report["answers"], report["merged"]
+    rows: list[tuple[str, object]] = [("records read", records["read"])]
+    rows += [(f"  dropped: {reason}", number) for reason, number in records["dropped"].items()]
+    rows += [("points", report["points"])]
+    optional = {
+        "records merged into another of their point": records["merged_away"],
+        "  intervals named again": merged["entries_named_again"],
+        "  intervals with conflicting types": merged["conflicts"],
+        "  points with different prompts": merged["points_with_several_prompts"],
+        "windows cut": report["windows"]["cut"],
+        "  without anomaly, left out": report["windows"]["left_out"],
+        "records thinned": report["thinned"]["records"],
+        "  intervals without a point of their own": report["thinned"]["intervals_without_point"],
+        "answers that were not JSON, rewritten": answers["rewritten"],
+        "  entries without interval, left out": answers["entries_without_interval"],
+        "  answers of which nothing else was left": answers["emptied"],
+        "  duplicate entries": answers["duplicates"] + answers["became_equal"],
+        "answers that remain too long": len(answers["too_long"]),
+        "prompts that got a place for their series": report["prompts"]["markers_added"],
+        "CSV files with gaps": len(report["repaired"]["series_with_gaps"]),
+        "  values filled in": report["repaired"]["values_filled"],
+    }
+    rows += [(name, number) for name, number in optional.items() if number]
+    rows += [(f"written to {path}", number) for path, number in report["outputs"].items()]
+    terminal.print_table("Records", ("", "number"), rows)
+    if report["types"]:
+        total = report["intervals"] or 1
+        terminal.print_table(
+            "Anomalies",
+            ("type", "number", "%"),
+            [(kind or "(none)", number, f"{100 * number / total:.1f}") for kind, number in report["types"].items()],
+        )
+    columns = ("min", "median", "p95", "max", "count")
+    lengths = [("series", report["series_lengths"]), ("intervals", report["interval_lengths"])]
+    if report["outputs"]:
+        terminal.print_table(
+            "Lengths in points",
+            ("", *columns),
+            [(name, *(found.get(c, "-") for c in columns)) for name, found in lengths],
+        )
+
+
+def show_faults(faults: list[dict[str, Any]]) -> None:
+    """Name the first faults, and count the others."""
+    for fault in faults[:SHOWN]:
+        picture = f" ({fault['picture']})" if fault["picture"] else ""
+        place = "" if fault["record"] is None else f"{fault['file']}: record {fault['record']}{picture}: "
+        terminal.complain(_printable(f"{place}{fault['fault']}"))
+    if len(faults) > SHOWN:
+        terminal.complain(f"... and {len(faults) - SHOWN} more; --report FILE.json lists all of them")
+
+
+def main() -> int:
+    given = vars(make_parser().parse_args())
+    given |= {name: tuple(given[name]) for name in ("json", "series", "drop_answers_with")}
+    try:
+        with terminal.progress() as bar:
+            task = bar.add_task("preparing", total=None)
+            report = prepare(Options(**given), lambda done, total: bar.update(task, completed=done, total=total))
+    except UsageError as error:
+        terminal.complain(_printable(f"error: {error}"))
+        return terminal.USAGE
+    except PrepareError as error:
+        terminal.complain(_printable(f"error: {error}"))
+        return terminal.FAULTS
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what was to be written is written: from here on just stop
+    show(report)
+    show_faults(report["faults"])
+    if not report["done"]:
+        found = f"{len(report['faults'])} fault{'s' if len(report['faults']) > 1 else ''}"
+        terminal.complain(
+            f"error: {found}, nothing was written; correct what is named, or leave faulty records out "
+            "with --drop-faulty"
+        )
+        return terminal.FAULTS
+    if report["registered"]:
+        terminal.say(f"registered in {report['registered']}")
+    return terminal.DONE
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal takes: file names may hold bytes that are no character."""
+    return text.encode("utf-8", "backslashreplace").decode()
