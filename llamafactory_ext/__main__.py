@@ -11,7 +11,6 @@ from llamafactory_ext.plugin.seams import SEAMS
 _AUTOLOADED = "llamafactory_ext.autoload" in sys.modules  # before the next line imports it
 
 from llamafactory_ext.autoload import enabled  # noqa: E402
-from llamafactory_ext.data.formats import FORMATS  # noqa: E402
 from llamafactory_ext.plugin.versions import CHECKED, on_fork, too_old, version  # noqa: E402
 
 
@@ -90,6 +89,8 @@ def _load() -> tuple[list[str], list[str]]:
     """Imports every module that has a seam; returns which of our formats and templates are registered."""
     for module in dict.fromkeys(seam.module for seam in SEAMS if seam.target not in activation.failures()):
         importlib.import_module(module)
+    from llamafactory_ext.data.formats import FORMATS  # behind those that an empty environment lacks
+
     converters = getattr(sys.modules.get("llamafactory.data.converter"), "DATASET_CONVERTERS", {})
     templates = getattr(sys.modules.get("llamafactory.data.template"), "TEMPLATES", {})
     return [name for name in FORMATS if name in converters], ["chatts"] if "chatts" in templates else []

@@ -19,6 +19,7 @@ from llamafactory_ext.plugin.versions import CHECKED, on_fork, too_old, versions
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 WAITING = "waiting for its module"
+_UNDER_WAY = "being put in place"
 
 _states: dict[str, str] = {}
 _failures: dict[str, str] = {}
@@ -106,7 +107,7 @@ def _install(seam: Seam) -> None:
     if misfit:
         _fail(seam, misfit)
         return
-    _states[seam.target] = "being put in place"  # installing may import modules that have seams themselves
+    _states[seam.target] = _UNDER_WAY  # installing may import modules that have seams themselves
     try:
         installer: Callable[[ModuleType], str | None] = getattr(
             importlib.import_module(seam.own_module), seam.installer.partition(":")[2]
@@ -160,7 +161,8 @@ def _after_import(module: ModuleType) -> None:
     for seam in SEAMS:
         if seam.module == module.__name__:  # counts as being imported until this returns
             _install(seam)
-    _install_waiting()
+    if _UNDER_WAY not in _states.values():  # else the seam that imports this module comes first, then the others
+        _install_waiting()
 
 
 _finder = AfterImport(_has_waiting_seam, _after_import)

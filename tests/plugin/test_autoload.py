@@ -160,7 +160,7 @@ def import_llamafactory(folder: Path, *arguments: str) -> subprocess.CompletedPr
     return upstream.run([sys.executable, "-c", code, *arguments], folder, PYTHONPATH=str(folder))
 
 
-@pytest.mark.parametrize("missing", ["activation.py", "installed.py", "hook.py"])
+@pytest.mark.parametrize("missing", ["plugin/activation.py", "plugin/versions.py", "plugin/after_import.py"])
 def test_llamafactory_starts_beside_half_an_installation(missing: str, tmp_path: Path) -> None:
     write_stand_in(tmp_path)
     shutil.copytree(ROOT / "llamafactory_ext", tmp_path / "llamafactory_ext")
@@ -171,7 +171,7 @@ def test_llamafactory_starts_beside_half_an_installation(missing: str, tmp_path:
     assert line.startswith("llamafactory_ext can't be loaded and stays off, ") and Path(missing).stem in line
     # Nobody can tell whether this run needs it. Seams are missing here; that is told where they are asked for.
     shutil.copy(ROOT / "llamafactory_ext" / missing, tmp_path / "llamafactory_ext")
-    (tmp_path / "llamafactory_ext" / "need.py").unlink()
+    (tmp_path / "llamafactory_ext" / "plugin" / "relevance.py").unlink()
     done = import_llamafactory(tmp_path, "template=chatts")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -346,11 +346,12 @@ def test_our_own_modules_can_be_imported_first(tmp_path: Path) -> None:
 import json, sys
 import llamafactory_ext.MODULE
 from llamafactory_ext.plugin import activation
+from llamafactory_ext.plugin.seams import SEAMS
 imported = {seam.target for seam in SEAMS if seam.module in sys.modules}
 waiting = [target for target in imported if activation.states()[target] == activation.WAITING]
 print(json.dumps([activation.failures(), waiting, len(imported)]))
 """
-    modules = ["converter", "mm_plugin", "arguments"]
+    modules = ["data.converter", "data.template", "training.arguments"]
     results = upstream.run_json_each([code.replace("MODULE", module) for module in modules], tmp_path)
     for module, (failures, waiting, count) in zip(modules, results, strict=True):
         assert (failures, waiting) == ({}, []), module
