@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,14 @@ def test_counts_are_logged(gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest
     ]
 
 
+def test_nothing_is_counted_where_nothing_was_done(
+    gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest.LogCaptureFixture
+) -> None:
+    tokenise(gdsh.records(annotation("a.jpg", answer((1, 1)))).folder)
+    said = [message for message in log.messages if message.startswith(("  ", str(gdsh.folder)))]
+    assert said == [f"{gdsh.folder}/json/a.json: 1 records."]
+
+
 def test_worker_processes_give_the_same(demo: Path, tokenise: Callable[..., Any], tmp_path: Path) -> None:
     one = tokenise(demo / "data", "gdsh_demo", cutoff_len=8192)
     two = tokenise(
@@ -322,6 +331,13 @@ def test_broken_json_names_the_place(gdsh: Gdsh, tokenise: Callable[..., Any]) -
         tokenise(gdsh.folder)
 
 
+@pytest.mark.parametrize("name", ["json", "json/none.json"])
+def test_annotations_that_are_no_file(name: str, gdsh: Gdsh, tokenise: Callable[..., Any]) -> None:
+    gdsh.entry["file_name"] = name
+    with pytest.raises(FileNotFoundError, match=f"{name} is not a file; `file_name` of a gdsh entry names one JSON"):
+        tokenise(gdsh.records(annotation()).folder)
+
+
 def test_single_marker_token_in_a_message(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"input": "<ts><ts/> and <ts>", "output": "yes", "timeseries": [[1.0]]})
@@ -359,6 +375,40 @@ def test_series_without_a_chatts_model(gdsh: Gdsh, tokenise: Callable[..., Any],
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="the model is no ChatTS checkpoint"):
         tokenise(gdsh.records(annotation()).folder, model=model)
+
+
+@pytest.mark.parametrize("use", ["loader", "gdsh", "chatts", "messages", "config"])
+def test_each_use_asks_whether_all_is_in_place(use: str, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be the first to need the plugin: a command line can hide that a run does, tools have ways of their own.
+
+    With a seam that could not be put in place each stops there, before anything else is done.
+    """
+    from llamafactory_ext.data import converter, loading, mm_plugin
+    from llamafactory_ext.plugin import activation as register
+    from llamafactory_ext.training import opening as checkpoint
+
+    entry = SimpleNamespace(formatting="gdsh", messages=None, system=None, images=None, tools=None)
+    data = SimpleNamespace(streaming=False, template="chatts", dataset_dir=str(demo))
+    model = SimpleNamespace(model_name_or_path=str(demo / "model"), cache_dir=None, model_revision="main")
+    model.hf_hub_token = model.adapter_name_or_path = None
+    model.train_from_scratch = True
+    upstream: Any = ModuleType("upstream")
+    upstream._load_single_dataset = upstream.load_config = lambda *args: pytest.fail("went on to upstream")
+    loading.install(upstream)
+    checkpoint.install_config(upstream)
+    monkeypatch.setattr(loading, "_load_noted", lambda *args: pytest.fail("went on to read"))
+    uses: dict[str, Callable[[], Any]] = {
+        "loader": lambda: upstream._load_single_dataset(entry, model, data, None),
+        "gdsh": lambda: converter.GdshDatasetConverter(entry, data),
+        "chatts": lambda: converter.ChatTSDatasetConverter(entry, data),
+        "messages": lambda: mm_plugin.ChatTSPlugin(None, None, None).process_messages([], [], [], [], None),
+        "config": lambda: upstream.load_config(model),
+    }
+    if use != "loader":
+        uses[use]()  # nothing else is wrong with it
+    monkeypatch.setitem(register._failures, "some.module:name", "`name` is gone")
+    with pytest.raises(register.SeamError, match=r"some\.module:name: `name` is gone"):
+        uses[use]()
 
 
 class TestOverlong:

@@ -143,6 +143,21 @@ def test_the_nearest_names_share_a_beginning_or_an_ending(tmp_path: Path) -> Non
     assert "nearest names are 'zz-AT_2501.PV.csv'" in refused(folder, "!-AT_2501.PV.jpg")
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("others", "missing"),
+    [("z{}.MM", "T-9999.00"), ("z{}.SS", "T-9999.ZZ"), ("A{}.MM", "T-9999.00"), ("A{}.SS", "T-9999.ZZ")],
+)
+def test_a_near_name_is_found_among_more_than_are_compared(
+    tmp_path: Path, others: str, missing: str, turned: bool
+) -> None:
+    """First or last in the order of names, just before the missing one or after it; by its beginning or ending."""
+    stems = ["T-9999.QQ", missing, *(others.format(place) for place in range(10, 40))]
+    near, missing, *many = (stem[::-1] if turned else stem for stem in stems)
+    folder = folder_of(tmp_path, f"{near}.csv", *(f"{stem}.csv" for stem in many))
+    assert f"the nearest names are '{near}.csv'; " in refused(folder, f"{missing}.jpg")
+
+
 def test_nothing_is_searched_beside_a_folder_of_the_root() -> None:
     roots = [Path(name) for name in ("/srv", "/media", "/mnt") if Path(name).is_dir() and not [*Path(name).iterdir()]]
     if not roots:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from llamafactory_ext.model import read_config
 from llamafactory_ext.model.limits import check_config
-from llamafactory_ext.model.weights import check_weights
+from llamafactory_ext.model.weights import check_adapter, check_weights
 
 
 HUGE = 10**12
@@ -249,6 +249,18 @@ def test_modules_outside_of_a_checkpoint_are_not_copied(names: str, model: Path,
     (out := tmp_path / "out").mkdir()
     assert copy_published_files(read_config(str(model)), out) == ["beside.py"]
     assert [path.name for path in out.iterdir()] == ["beside.py"]
+
+
+@pytest.mark.parametrize("where", ["r", "rank_pattern"])
+@pytest.mark.parametrize(("rank", "fits"), [(0, False), (1, True), (4096, True), (4097, False), (8.0, False)])
+def test_ranks_from_1_to_4096(rank: float, fits: bool, where: str, tmp_path: Path) -> None:
+    keys = {"r": rank} if where == "r" else {"rank_pattern": {"q_proj": 8, "r": 8, "v_proj": rank}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(keys))
+    if fits:
+        check_adapter(tmp_path)
+        return
+    with pytest.raises(ValueError, match=rf"is {rank}, expected an integer from 1 to 4096"):
+        check_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,25 @@ def test_training_step_tells_what_to_change() -> None:
         model(**batch, labels=labels_for(batch))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_in_4_bit_without_a_kept_label(training: bool) -> None:
+    """No quantised projection is given a batch of no rows: some kernels end the process (bitsandbytes 0.50, CPU)."""
+    model = quantised(build("qwen2", attention="sdpa"), upcast=False).train(training)
+    model.ts_encoder.requires_grad_(True)
+    model.returns_logits = False
+    rows: list[int] = []
+    for layer in model.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            layer.register_forward_pre_hook(lambda layer, inputs: rows.append(inputs[0].numel() // layer.in_features))
+    batch = inputs(record(1, 40, 17))
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = model(**batch, labels=torch.full_like(batch["input_ids"], -100)).loss
+    assert len(rows) == 2 * 7 and rows[-3:] == [1, 1, 1] and set(rows[:-3]) == {batch["input_ids"].numel()}
+    assert float(loss.detach()) == 0.0
+    loss.backward()
+    assert not any(bool(weight.grad.any()) for weight in model.ts_encoder.parameters())
+
+
 @torch.no_grad()
 def answered(model: Any) -> torch.Tensor:
     """Logits of the next token, and that answers come of them; without autocast, as a prediction runs."""

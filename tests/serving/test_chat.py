@@ -97,6 +97,40 @@ def test_series_of_a_request_in_order(chat: Any) -> None:
     assert request == before
 
 
+def test_a_prompt_is_counted_with_its_tools(chat: Any) -> None:
+    """As many tokens as the engine then takes: what is placed at most is allowed, one more is not."""
+    from llamafactory.api.protocol import ChatCompletionRequest
+
+    from llamafactory_ext.serving.prompt import prepare
+
+    function = {"name": "look", "description": "at a series " * 30, "parameters": {"type": "object", "properties": {}}}
+    place, messages = chat.engine.model.config.max_position_embeddings, [{"role": "user", "content": "what?"}]
+    bare, told = (
+        chat.chat(messages, tools=tools, do_sample=False, max_new_tokens=1)[0].prompt_length
+        for tools in (None, json.dumps([function]))
+    )
+    assert told > bare + 100
+    for tools, tokens in (([], bare), ([{"type": "function", "function": function}], told)):
+        asked = {"model": "x", "messages": messages, "tools": tools}
+        prepare(ChatCompletionRequest.model_validate(asked | {"max_tokens": place - tokens}), chat.engine, None)
+        with pytest.raises(ValueError, match=f"a prompt of {tokens:,} tokens, and room for {place - tokens + 1:,}"):
+            prepare(
+                ChatCompletionRequest.model_validate(asked | {"max_tokens": place - tokens + 1}), chat.engine, None
+            )
+
+
+@pytest.mark.parametrize("kind", ["images", "videos"])
+def test_pictures_are_refused(chat: Any, kind: str) -> None:
+    """Either kind by itself, where messages are written and where a batch is made; series beside them or not."""
+    plugin, processor = chat.engine.template.mm_plugin, chat.engine.processor
+    images, videos = (["a.png"], []) if kind == "images" else ([], ["a.mp4"])
+    for series in ([], [SERIES]):
+        with pytest.raises(ValueError, match="reads series, not images or videos"):
+            plugin.process_messages([{"role": "user", "content": "?"}], images, videos, series, processor)
+        with pytest.raises(ValueError, match="reads series, not images or videos"):
+            plugin.get_mm_inputs(images, videos, series, [len(images)], [len(videos)], [len(series)], [], processor)
+
+
 def test_answer_is_that_of_the_engine(chat: Any) -> None:
     """By way of upstream's API and back: the series arrive at the engine in their order, and none is lost."""
     from llamafactory.api import app

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.toolbox.plan.memory import Load, Settings, at_worst, on_device, on_host
-from llamafactory_ext.toolbox.plan.memory_step import checkpoint_bytes, labels_at_once, saved_bytes
+from llamafactory_ext.toolbox.plan.memory_step import (
+    checkpoint_bytes,
+    encoder_activation_bytes,
+    labels_at_once,
+    layer_bytes,
+    loss_bytes,
+    saved_bytes,
+)
 from llamafactory_ext.toolbox.plan.memory_weights import pinned
 from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
 
@@ -181,6 +188,89 @@ def test_logits_are_taken_in_the_pieces_that_the_model_takes():
 
     for size in (320, 1024, 151_936, 152_064, 2**24):
         assert labels_at_once(size) == real(size)
+
+
+@pytest.mark.parametrize(
+    ("labels", "at_once", "changes", "hidden"),
+    [
+        (0, 0, {}, 2),
+        (1, 1, {}, 2),
+        (120, 120, {}, 2),
+        (220, 220, {}, 2),  # 2**25 // 152,064: the last number that is one piece
+        (221, 111, {}, 2),
+        (500, 167, {}, 2),
+        (120, 120, {"upcast_layernorm": True}, 4),
+        (120, 120, {"finetuning_type": "full", "quantization_bit": None}, 4),
+    ],
+)
+def test_the_loss_is_that_of_one_piece_of_labels(labels, at_once, changes, hidden):
+    # Of a piece three times its logits in float32; the final norm's copy of all tokens; the states that labels follow.
+    expected = 3 * 4 * at_once * 152_064 + 1045 * 5120 * 4 + labels * 5120 * hidden
+    assert loss_bytes(BIG, replace(QLORA, **changes), replace(RECORD, labels=labels)) == expected
+
+
+def test_a_small_vocabulary_is_taken_at_once_and_a_large_one_in_sixteens():
+    for vocabulary, at_once in ((2**25, 16), (2**21, 16), (2**21 - 1, 16), (2**25 // 17, 17), (2**10, 2**15)):
+        assert labels_at_once(vocabulary) == at_once
+
+
+def test_what_a_step_takes_beyond_the_largest_layer_is_the_loss():
+    layer, loss = layer_bytes(BIG, QLORA, RECORD), loss_bytes(BIG, QLORA, RECORD)
+    assert layer > loss and on_device(BIG, QLORA, RECORD)["logits"] == 0
+    few = Load(tokens=220, labels=200, patches=20)
+    layer, loss = layer_bytes(BIG, QLORA, few), loss_bytes(BIG, QLORA, few)
+    assert loss > layer and on_device(BIG, QLORA, few)["logits"] == loss - layer
+
+
+def test_a_layers_backward_pass():
+    saved, residual, mlp = saved_bytes(BIG, QLORA, RECORD), 1045 * 5120 * 2, 1045 * 13_824 * 2
+    assert layer_bytes(BIG, QLORA, RECORD) == saved + 2 * residual + max(3 * mlp, mlp + 5120 * 13_824 * 2)
+    # The gradients of the MLP's three results, where they take more than its weight written out does.
+    many = replace(RECORD, tokens=8 * 1045)
+    saved, residual, mlp = saved_bytes(BIG, QLORA, many), 8 * residual, 8 * mlp
+    assert layer_bytes(BIG, QLORA, many) == saved + 2 * residual + 3 * mlp
+    # Weights in 16 bit are computed with as they are; float32 ones are cast by autocast, but by nothing else.
+    few = replace(RECORD, tokens=10)
+    backward = {}
+    for kind, changes in {
+        "as they are": {},
+        "cast": {"weight_dtype": "float32"},
+        "float32": {"weight_dtype": "float32", "mixed_precision": False},
+    }.items():
+        chosen = replace(QLORA, quantization_bit=None, **changes)
+        rest = saved_bytes(BIG, chosen, few) + 2 * 10 * 5120 * (2 if kind == "as they are" else 4)
+        backward[kind] = layer_bytes(BIG, chosen, few) - rest
+    mlp, weight = 10 * 13_824 * 2, 5120 * 13_824 * 2
+    assert backward == {"as they are": 3 * mlp, "cast": mlp + weight, "float32": 2 * 3 * mlp}
+
+
+def test_layers_that_kept_everything_are_done_when_one_is_computed_again():
+    all_kept = layer_bytes(BIG, replace(QLORA, layers_without_checkpoints=48), RECORD)
+    assert all_kept == layer_bytes(BIG, QLORA, RECORD) - saved_bytes(BIG, QLORA, RECORD)
+    more, every = (replace(QLORA, layers_without_checkpoints=layers) for layers in (99, 48))
+    assert layer_bytes(BIG, more, RECORD) == all_kept
+    assert checkpoint_bytes(BIG, more, RECORD) == checkpoint_bytes(BIG, every, RECORD)
+    assert layer_bytes(BIG, replace(QLORA, checkpointing=False), RECORD) == all_kept
+    one = replace(QLORA, layers_without_checkpoints=1)
+    kept = checkpoint_bytes(BIG, one, RECORD) - checkpoint_bytes(BIG, QLORA, RECORD)
+    assert 0 < kept < saved_bytes(BIG, QLORA, RECORD)
+    assert layer_bytes(BIG, one, RECORD) == layer_bytes(BIG, QLORA, RECORD) - kept
+
+
+def test_the_encoder_keeps_the_inputs_of_its_layers():
+    # 8 points and 8 places of 16 numbers; then four layers, of which each keeps its input and its GELU's.
+    assert encoder_activation_bytes(BIG, QLORA, RECORD) == 625 * 2 * (8 * 17 + 4 * 2 * 5120)
+    assert encoder_activation_bytes(BIG, replace(QLORA, train_encoder=False), RECORD) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_scores_and_mask_of_a_batch(rows, attention):
+    chosen, load = replace(QLORA, attention=attention), replace(RECORD, tokens=100 * rows, rows=rows)
+    squares = rows * 100 * 100
+    expected = 2 * squares * (rows > 1) + 40 * squares * (4 + 2) * (attention == "eager")
+    alone = saved_bytes(BIG, QLORA, replace(RECORD, tokens=100))
+    assert saved_bytes(BIG, chosen, load) - rows * alone == expected
 
 
 def test_levers_move_bytes_to_the_host():

@@ -1,11 +1,13 @@
 """Planned steps are the Trainer's: against real runs, and against the arithmetic stated once more."""
 
 import json
+import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_cli
+from conftest import ROOT, Gdsh, annotation, answer, run_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,21 +65,49 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many records as the demo has, 23, of short series: steps hang on their number alone."""
+    data = Gdsh(tmp_path_factory.mktemp("steps"))
+    for point in range(23):
+        data.csv(f"p{point}.csv", [float((i * (point + 3)) % 11) for i in range(32)])
+    return data.records(*[annotation(f"p{point}.jpg", answer((point, point + 3))) for point in range(23)]).folder
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_steps_of_a_real_run(case: str, demo: Path, tmp_path: Path) -> None:
-    """`global_step`, `max_steps` and the steps an epoch in `trainer_state.json`."""
+def test_steps_of_a_real_run(
+    case: str,
+    demo: Path,
+    records: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`global_step`, `max_steps` and the steps an epoch in `trainer_state.json`.
+
+    One process is this one, which has imported everything; it gets what the command line would.
+    """
+    from llamafactory.train.tuner import run_exp
+
     from llamafactory_ext.toolbox.plan.planning import make_plan
 
     recipe, processes = ROOT / "yaml" / "2080ti_qlora.yaml", 2 if case == "two processes" else 1
-    keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={demo / 'data'}", "dataset=gdsh_demo", *CASES[case]]
+    keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={records}", "dataset=a", *CASES[case]]
     keys += ["fp16=false", "quantization_bit=null", "preprocessing_num_workers=null", f"output_dir={tmp_path / 'out'}"]
+    keys += [f"cache_dir={tmp_path / 'cache'}"]
     steps = make_plan(recipe, keys, processes=processes).steps
-    launch = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"} if processes == 2 else {}
-    run = run_cli("train", str(recipe), *keys, cwd=tmp_path, **launch)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+    if processes == 2:
+        run = run_cli("train", str(recipe), *keys, cwd=tmp_path, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+        assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+        said = run.stderr
+    else:
+        monkeypatch.setattr(sys, "argv", ["llamafactory-cli", str(recipe), *keys])
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        run_exp()
+        said = caplog.text
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert (state["global_step"], state["max_steps"]) == (steps.total, steps.total)
-    assert f"Total optimization steps = {steps.total}" in run.stderr
+    assert f"Total optimization steps = {steps.total}" in said
     if "max_steps" not in case:
         assert state["epoch"] == steps.epochs
     epochs = [entry["epoch"] for entry in state["log_history"] if "loss" in entry]

@@ -215,6 +215,7 @@ def test_merging_states_conflicts_prompts_and_sums(root: Path, tmp_path: Path) -
     (conflict,) = report["conflicts"]
     assert (conflict["interval"], conflict["types"], conflict["kept"]) == ([1, 3], {"甲": 1, "丙": 1}, "甲")
     assert report["merged"]["points_with_several_prompts"] == 1
+    assert report["merged"]["points_with_several_records"] == 2, "`c` has one, which merges with nothing"
     assert report["records"]["merged_away"] == 2
 
 
@@ -312,6 +313,16 @@ def test_split_never_shares_a_series(tmp_path: Path) -> None:
         sides[name] = there
     assert sides["first"] == sides["turned"]
     assert not leftovers(tmp_path)
+
+
+def test_zeros_of_either_sign_are_one_series(tmp_path: Path) -> None:
+    """Equal numbers are the same to a model, so their records must not lie on both sides of a split."""
+    series = {"a": ["0.0", 1, "-0.0"], "b": ["-0.0", 1, "0.0"]}
+    root = write_data(tmp_path, {"gdsh": [record(f"{name}.jpg", reply()) for name in series]}, series)
+    with pytest.raises(PrepareError, match="belong together"):
+        prepare(Options(root, out=root / "o.jsonl", split=0.5))
+    write_csv(root / "timeseries" / "gdsh" / "b.csv", [5e-324, 1, 0])
+    prepare(Options(root, out=root / "o.jsonl", split=0.5))
 
 
 def test_one_series_alone_cannot_be_split(tmp_path: Path) -> None:

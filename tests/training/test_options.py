@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from datasets import DatasetDict
 from resilience.options_bench import PLAIN, Bench, exchange, prepare
 from resilience.options_special import sharded
 
+from llamafactory_ext.data import loading
 from llamafactory_ext.series import patch_count
 
 
@@ -85,6 +87,42 @@ def test_a_stream_has_all_records(workers: int, load: Callable[..., Any]) -> Non
     expected = rows(load()["train_dataset"])
     assert len(expected) == 8 and all(row["audios"] for row in expected)
     assert rows(stream) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, False), (True, True), (False, False)])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_each_process_reads_a_stream(asked: bool | None, expected: bool, workers: int, tmp_path: Path) -> None:
+    """One that reads for all would hand out rows of a batch, and series have rows of their own."""
+    given, arguments = loaded_with(tmp_path, asked, workers, streaming=True)
+    assert given.accelerator_config.dispatch_batches is expected
+    assert arguments.accelerator_config.dispatch_batches is expected, "the Trainer has these"
+    assert (given.dataloader_num_workers, arguments.dataloader_num_workers) == (max(1, workers), workers)
+
+
+@pytest.mark.parametrize("other", [{"streaming": False}, {"template": "qwen"}])
+def test_other_runs_keep_their_arguments(other: dict[str, Any], tmp_path: Path) -> None:
+    given, arguments = loaded_with(tmp_path, None, 0, **other)
+    assert given is arguments
+    assert (given.accelerator_config.dispatch_batches, given.dataloader_num_workers) == (None, 0)
+
+
+def loaded_with(
+    folder: Path, dispatch: bool | None, workers: int, streaming: bool = True, template: str = "chatts"
+) -> tuple[Any, Any]:
+    """The arguments that upstream's loader gets for an entry of its own formats, and those that ours was given."""
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        dataloader_num_workers=workers,
+        accelerator_config={"dispatch_batches": dispatch},
+    )
+    upstream = ModuleType("loader")
+    upstream._load_single_dataset = lambda entry, model, data, training: training  # type: ignore[attr-defined]
+    loading.install(upstream)
+    entry, data = SimpleNamespace(formatting="alpaca"), SimpleNamespace(streaming=streaming, template=template)
+    return upstream._load_single_dataset(entry, None, data, arguments), arguments
 
 
 def test_tokenised_records_keep_their_series(load: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run goes on from its last whole checkpoint, whatever ended it, and ends as one that nothing happened to."""
 
+import errno
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import yaml
 from conftest import ROOT, Gdsh, annotation, answer, log_history, start_cli
 from safetensors.torch import load_file
 
+from llamafactory_ext.training.resuming import choose_checkpoint, full_disk_told, rewind_log, take_last_whole
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole
 
 
@@ -194,6 +196,113 @@ def test_a_full_disk_is_told_in_one_line(
     no_room_for_the_optimizer()
     train(killed)
     assert_same(killed, whole)
+
+
+def os_error(number: int) -> OSError:
+    return OSError(number, "told by its number alone")
+
+
+def caused(err: Exception, cause: Exception) -> Exception:
+    err.__cause__ = cause
+    return err
+
+
+@pytest.mark.parametrize(
+    "err",
+    [
+        ValueError("an error of training"),
+        FloatingPointError("the loss is nan"),
+        os_error(errno.EACCES),
+        os_error(errno.ENOENT),
+        caused(RuntimeError("a worker"), os_error(errno.EPERM)),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
+def test_other_errors_are_not_taken_for_a_full_disk(err: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(err)) as caught, full_disk_told(str(tmp_path)):
+        raise err
+    assert caught.value is err
+
+
+@pytest.mark.parametrize(
+    "err",
+    [
+        os_error(errno.ENOSPC),
+        os_error(errno.EDQUOT),
+        os_error(errno.EFBIG),
+        caused(RuntimeError("unexpected pos 64"), os_error(errno.ENOSPC)),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=repr,
+)
+def test_failed_writes_are_told_in_one_line(err: Exception, tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            OSError, match=r"can't be written: .* MiB free \(.*\)\. .*it goes on from the start\."
+        ) as caught,
+        full_disk_told(str(tmp_path)),
+    ):
+        raise err
+    assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_renamed_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a name that is taken leads to the next one."""
+    (tmp_path / "checkpoint-4").mkdir()
+    tried = []
+
+    def refuse(path: Path, target: Path) -> None:
+        tried.append(target.name)
+        assert len(tried) < 5, tried
+        raise os_error(errno.EACCES)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        take_last_whole(str(tmp_path))
+    assert tried == ["incomplete-checkpoint-4"]
+
+
+def test_a_checkpoint_that_another_process_renamed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    def gone(path: Path, target: Path) -> None:
+        raise os_error(errno.ENOENT)
+
+    (tmp_path / "checkpoint-4").mkdir()
+    monkeypatch.setattr(Path, "rename", gone)
+    assert take_last_whole(str(tmp_path)) is None
+    assert "not gone on from" not in log.text
+
+
+def test_what_is_set_aside_again_gets_the_next_number(tmp_path: Path) -> None:
+    for _ in range(3):
+        (tmp_path / "checkpoint-4").mkdir()
+        (tmp_path / "checkpoint-4" / "half").touch()  # an empty folder would be replaced
+        assert take_last_whole(str(tmp_path)) is None
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"incomplete-checkpoint-4", "incomplete-checkpoint-4-2", "incomplete-checkpoint-4-3"}
+
+
+def test_the_log_is_rewound_to_its_step(tmp_path: Path) -> None:
+    lines = [f'{{"current_steps": {step}, "loss": 1.0}}' for step in (1, 2, 3, 4)]
+    log = tmp_path / "trainer_log.jsonl"
+    log.write_text("\n".join([*lines, '{"loss": 1.0}', "5", '{"current_steps": 4, "lo']), "utf-8")
+    rewind_log(log, 4)
+    assert log.read_text("utf-8").splitlines() == lines
+    rewind_log(log, 2)
+    assert log.read_text("utf-8") == f"{lines[0]}\n{lines[1]}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer_log.jsonl"]
+
+
+def test_what_may_be_asked_for(whole: Path, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    assert choose_checkpoint(str(whole), None) is None
+    assert choose_checkpoint(str(tmp_path), True) is True, "upstream says that there is none"
+    assert choose_checkpoint(str(tmp_path), str(whole / "checkpoint-2")) == str(whole / "checkpoint-2")
+    assert "holds no optimizer" not in log.text
+    with pytest.raises(ValueError, match="there is no such folder; there is no whole one beside it"):
+        choose_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-9"))
 
 
 SLOW_SECOND_PROCESS = """
