@@ -87,6 +87,7 @@ def status() -> int:
 
 def _load() -> tuple[list[str], list[str]]:
     """Imports every module that has a seam; returns which of our formats and templates are registered."""
+    activation.activate()  # notices modules that are gone, which are not to be imported
     for module in dict.fromkeys(seam.module for seam in SEAMS if seam.target not in activation.failures()):
         importlib.import_module(module)
     from llamafactory_ext.data.formats import FORMATS  # behind those that an empty environment lacks

@@ -255,7 +255,7 @@ def convert_in_child(converter: Any, record: dict[str, Any]) -> dict[str, Any]:
     from llamafactory.data.converter import DATASET_CONVERTERS
     from llamafactory.data.template import TEMPLATES
 
-    own = DATASET_CONVERTERS.get("chatts") is type(converter)
+    own = DATASET_CONVERTERS["chatts"].func is type(converter)
     return {"converted": converted, "converter_is_registered": own, "template": "chatts" in TEMPLATES}
 
 

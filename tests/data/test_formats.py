@@ -383,9 +383,9 @@ def test_each_use_asks_whether_all_is_in_place(use: str, demo: Path, monkeypatch
 
     With a seam that could not be put in place each stops there, before anything else is done.
     """
-    from llamafactory_ext.data import converter, loading, mm_plugin
-    from llamafactory_ext.plugin import activation as register
-    from llamafactory_ext.training import opening as checkpoint
+    from llamafactory_ext.data import converter, loading, template
+    from llamafactory_ext.plugin import activation
+    from llamafactory_ext.training import opening
 
     entry = SimpleNamespace(formatting="gdsh", messages=None, system=None, images=None, tools=None)
     data = SimpleNamespace(streaming=False, template="chatts", dataset_dir=str(demo))
@@ -395,19 +395,19 @@ def test_each_use_asks_whether_all_is_in_place(use: str, demo: Path, monkeypatch
     upstream: Any = ModuleType("upstream")
     upstream._load_single_dataset = upstream.load_config = lambda *args: pytest.fail("went on to upstream")
     loading.install(upstream)
-    checkpoint.install_config(upstream)
+    opening.install_config(upstream)
     monkeypatch.setattr(loading, "_load_noted", lambda *args: pytest.fail("went on to read"))
     uses: dict[str, Callable[[], Any]] = {
         "loader": lambda: upstream._load_single_dataset(entry, model, data, None),
-        "gdsh": lambda: converter.GdshDatasetConverter(entry, data),
-        "chatts": lambda: converter.ChatTSDatasetConverter(entry, data),
-        "messages": lambda: mm_plugin.ChatTSPlugin(None, None, None).process_messages([], [], [], [], None),
+        "gdsh": lambda: converter.SeriesConverter("gdsh", entry, data),
+        "chatts": lambda: converter.SeriesConverter("chatts", entry, data),
+        "messages": lambda: template.ChatTSPlugin(None, None, None).process_messages([], [], [], [], None),
         "config": lambda: upstream.load_config(model),
     }
     if use != "loader":
         uses[use]()  # nothing else is wrong with it
-    monkeypatch.setitem(register._failures, "some.module:name", "`name` is gone")
-    with pytest.raises(register.SeamError, match=r"some\.module:name: `name` is gone"):
+    monkeypatch.setitem(activation._failures, "some.module:name", "`name` is gone")
+    with pytest.raises(activation.SeamError, match=r"some\.module:name: `name` is gone"):
         uses[use]()
 
 

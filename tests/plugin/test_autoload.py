@@ -170,7 +170,7 @@ def test_llamafactory_starts_beside_half_an_installation(missing: str, tmp_path:
     (line,) = done.stderr.splitlines()
     assert line.startswith("llamafactory_ext can't be loaded and stays off, ") and Path(missing).stem in line
     # Nobody can tell whether this run needs it. Seams are missing here; that is told where they are asked for.
-    shutil.copy(ROOT / "llamafactory_ext" / missing, tmp_path / "llamafactory_ext")
+    shutil.copy(ROOT / "llamafactory_ext" / missing, tmp_path / "llamafactory_ext" / missing)
     (tmp_path / "llamafactory_ext" / "plugin" / "relevance.py").unlink()
     done = import_llamafactory(tmp_path, "template=chatts")
     assert (done.returncode, done.stderr) == (0, "")
@@ -298,7 +298,7 @@ print(json.dumps({
     "converter": converter.DATASET_CONVERTERS["chatts"].__name__,
     "plugin": mm_plugin.PLUGINS["chatts"].__name__,
     "template": template.TEMPLATES["chatts"].default_system,
-    "gdsh": converter.DATASET_CONVERTERS["gdsh"].__name__,
+    "gdsh": converter.DATASET_CONVERTERS["gdsh"].func.__name__,
     "states": activation.states(),
 }))
 """
@@ -334,7 +334,7 @@ def test_what_was_registered_first_stays(switched_off: list[Any]) -> None:
         "converter": "AlpacaDatasetConverter",
         "plugin": "OtherPlugin",
         "template": "another",
-        "gdsh": "GdshDatasetConverter",
+        "gdsh": "SeriesConverter",
     }
     assert states["llamafactory.data.converter:register_dataset_converter"] == "registered gdsh"
     assert states["llamafactory.data.template:register_template"].startswith("left alone")
