@@ -61,8 +61,8 @@ class SeriesConverter:
         try:
             record, series = form.read(example, self.attr, notes)
             converted = self.upstream(record)
-            form.check(converted, record, self.attr, series)
             _check_texts(converted)
+            form.check(converted, record, self.attr, series)
         except (GdshError, SeriesError) as err:
             blank = [{"role": role, "content": ""} for role in ("user", "assistant")]
             converted = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
