@@ -9,8 +9,7 @@ import pytest
 from conftest import NOTHING_FOUND, answer
 
 from llamafactory_ext.toolbox.check import findings, label_findings, likeness
-from llamafactory_ext.toolbox.session.facts import RecordFacts, record_facts
-from llamafactory_ext.toolbox.session.labels import Label, read_labels
+from llamafactory_ext.toolbox.session.records import Label, RecordFacts, read_labels, record_facts
 
 
 PROMPT = "<ts><ts/> find anomalies"

@@ -14,19 +14,17 @@ import pytest
 from conftest import answer
 from hypothesis import given
 from hypothesis import strategies as st
-
-from llamafactory_ext.toolbox.check.findings import Finding, Place
 from llamafactory_ext.toolbox.check.gallery import draw_gallery, fonts, gallery
 from llamafactory_ext.toolbox.check.gallery_files import ForeignPageError, write_whole
-from llamafactory_ext.toolbox.check.inspection import Inspection
 from llamafactory_ext.toolbox.check.sheets import draw_sheet
 from llamafactory_ext.toolbox.pages.colours import colours, numbers
 from llamafactory_ext.toolbox.pages.panels import make_panel, thin
 from llamafactory_ext.toolbox.pages.svg import HEIGHT, WIDTH, draw, place
-from llamafactory_ext.toolbox.session.facts import record_facts
-from llamafactory_ext.toolbox.session.labels import Label
-from llamafactory_ext.toolbox.session.lengths import Tokens
-from llamafactory_ext.toolbox.session.reading import Record
+
+from llamafactory_ext.toolbox.check.findings import Finding, Place
+from llamafactory_ext.toolbox.check.inspection import Inspection
+from llamafactory_ext.toolbox.session.records import Label, Record, record_facts
+from llamafactory_ext.toolbox.session.tokens import Tokens
 
 
 EVIL = "</title><script>alert(1)</script>\"'&$\\frac{$"

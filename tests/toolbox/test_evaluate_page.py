@@ -14,15 +14,15 @@ from conftest import answer
 from helpers_browser import BROWSER, Visit, visit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llamafactory_ext.toolbox.evaluate.page_records import order
+from llamafactory_ext.toolbox.evaluate.page_scores import METRICS
+from llamafactory_ext.toolbox.evaluate.result import Evaluation, Judged
+from llamafactory_ext.toolbox.pages.style import STYLE
 
 from llamafactory_ext.gdsh.answers import Anomaly
 from llamafactory_ext.toolbox.evaluate import page as pages
 from llamafactory_ext.toolbox.evaluate.page import BEST, WORST, page, write_page
-from llamafactory_ext.toolbox.evaluate.page_records import order
-from llamafactory_ext.toolbox.evaluate.page_scores import METRICS
-from llamafactory_ext.toolbox.evaluate.result import Evaluation, Judged
 from llamafactory_ext.toolbox.pages.panel import draw_panel
-from llamafactory_ext.toolbox.pages.style import STYLE
 
 
 EVIL = "</title></svg><script>alert(1)</script>\"'&"

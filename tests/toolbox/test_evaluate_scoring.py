@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 pytest.importorskip("aeon")
 pytest.importorskip("telemeval")
 
-from llamafactory_ext.series import describe
-from llamafactory_ext.toolbox.evaluate.baselines import flagged_intervals, iqr, random_intervals, zscore
 from llamafactory_ext.toolbox.evaluate.confidence import confidence
 from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
+
+from llamafactory_ext.series import describe
+from llamafactory_ext.toolbox.evaluate.baselines import flagged_intervals, iqr, random_intervals, zscore
 from llamafactory_ext.toolbox.evaluate.metrics import score
 from llamafactory_ext.toolbox.evaluate.points import Source
 from llamafactory_ext.toolbox.evaluate.predictions import Prediction, read_predictions
