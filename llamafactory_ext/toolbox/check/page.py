@@ -118,10 +118,10 @@ def _badges(found: Inspection) -> list[list[Badge]]:
 
 
 def _said(found: Inspection, one: Finding, rows: Sequence[int]) -> dict[str, object]:
-    """A finding with links to the first records that it concerns and that are drawn."""
+    """A finding with links to the first records that it concerns and that are drawn, unless it concerns all."""
     numbers = {row: number for number, row in enumerate(rows)}
     linked = [(numbers[place.row], found.records[place.row].name) for place in one.places if place.row in numbers]
-    examples = linked[:_EXAMPLES]
+    examples = [] if _everywhere(found, one) else linked[:_EXAMPLES]
     about: dict[str, object] = {"kind": one.kind, "severity": one.severity, "text": one.text, "advice": one.advice}
     about |= {"everywhere": _everywhere(found, one), "examples": examples}
     return {**about, "more": len(one.places) - len(examples)}
@@ -143,6 +143,9 @@ def _cards(
         inside = [one for one, said in words if not said]
         panels = make_panels(entry.name, str(number), 0, {LABEL: inside}, record.series, colours)
         texts = [("system", record.system)] if record.system else []
-        texts += [(f"{turn['role']} {place + 1}", turn["content"]) for place, turn in enumerate(record.turns)]
+        several = len(record.turns) > 2
+        texts += [
+            (f"{one['role']}{f' {n}' if several else ''}", one["content"]) for n, one in enumerate(record.turns, 1)
+        ]
         cut = [(role, text[:_CHARACTERS], len(text)) for role, text in texts]
         yield Card(entry, panels, words, [] if found.records[row].fault else cut)
