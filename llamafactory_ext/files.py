@@ -44,18 +44,19 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         raise
 
 
-def refuse_foreign(page: Path, generator: str) -> None:
+def refuse_foreign(page: Path, generator: str, option: str) -> None:
     """Sees to it that a page can be written without replacing somebody else's.
 
     Arguments:
         generator: what stands near the beginning of our own pages.
+        option: that names the folder.
 
     Raises:
         UsageError: its folder is a file, or the page that is there was not written by `generator`.
     """
     if page.parent.exists() and not page.parent.is_dir():
-        raise UsageError(f"{page.parent} is a file; name a folder")
+        raise UsageError(f"{page.parent} is a file; name a folder with {option}")
     if page.exists():
         with page.open(encoding="utf-8", errors="replace") as file:
             if f'content="{generator}"' not in file.read(1000):
-                raise UsageError(f"{page} was not written by this tool; name another folder")
+                raise UsageError(f"{page} was not written by this tool; name another folder with {option}")

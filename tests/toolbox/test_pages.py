@@ -185,10 +185,10 @@ def test_no_more_than_a_card_is_held() -> None:
 
 def test_a_foreign_page_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
-    refuse_foreign(page, "llamafactory_ext check")
+    refuse_foreign(page, "llamafactory_ext check", "--plot")
     page.write_text('<meta name="generator" content="llamafactory_ext check">')
-    refuse_foreign(page, "llamafactory_ext check")
-    with pytest.raises(UsageError, match="not written by this tool"):
-        refuse_foreign(page, "llamafactory_ext evaluate")
+    refuse_foreign(page, "llamafactory_ext check", "--plot")
+    with pytest.raises(UsageError, match="not written by this tool; name another folder with --out"):
+        refuse_foreign(page, "llamafactory_ext evaluate", "--out")
     with pytest.raises(UsageError, match="is a file"):
-        refuse_foreign(page / "index.html", "llamafactory_ext check")
+        refuse_foreign(page / "index.html", "llamafactory_ext check", "--plot")

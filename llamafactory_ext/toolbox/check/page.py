@@ -71,7 +71,7 @@ def write_page(
         UsageError: the folder is somebody else's.
         OSError: it can't be written to.
     """
-    refuse_foreign(folder / PAGE, GENERATOR)
+    refuse_foreign(folder / PAGE, GENERATOR, "--plot")
     folder.mkdir(parents=True, exist_ok=True)
     rows = order(found)[:records]
     badges = _badges(found)
@@ -143,9 +143,6 @@ def _cards(
         inside = [one for one, said in words if not said]
         panels = make_panels(entry.name, str(number), 0, {LABEL: inside}, record.series, colours)
         texts = [("system", record.system)] if record.system else []
-        several = len(record.turns) > 2
-        texts += [
-            (f"{one['role']}{f' {n}' if several else ''}", one["content"]) for n, one in enumerate(record.turns, 1)
-        ]
+        texts += [(turn["role"], turn["content"]) for turn in record.turns]
         cut = [(role, text[:_CHARACTERS], len(text)) for role, text in texts]
         yield Card(entry, panels, words, [] if found.records[row].fault else cut)

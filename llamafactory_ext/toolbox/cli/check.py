@@ -78,7 +78,7 @@ def main() -> int:
         from llamafactory_ext.toolbox.session.recipe import arguments, read_recipe
 
         if options.plot:
-            refuse_foreign(options.plot / PAGE, GENERATOR)
+            refuse_foreign(options.plot / PAGE, GENERATOR, "--plot")
         if options.report and not options.report.absolute().parent.is_dir():
             raise UsageError(f"{options.report.parent}: no such folder for the report")
         values = read_recipe(options.recipe, options.overrides)

@@ -99,7 +99,7 @@ def _refuse(options: argparse.Namespace) -> None:
         raise UsageError(f"no module {', '.join(missing)}; install what scores need: pip install '.[evaluate]'")
     if not options.predictions.is_file():
         raise UsageError(f"{options.predictions}: no such file")
-    refuse_foreign(options.out / PAGE, GENERATOR)
+    refuse_foreign(options.out / PAGE, GENERATOR, "--out")
 
 
 def _sources(options: argparse.Namespace) -> list[Any]:
