@@ -5,9 +5,9 @@ the width follows the screen, from a phone to a wide one. Index i of n takes the
 Labels lie above the series and predictions below, so that agreement is a column from top to bottom.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class Bar:
     colour: str
     """Class of its colour, empty for that of its lane."""
     tip: str
+    index: int
+    """Its first."""
     dot: float | None
     """Where the value of a single point lies, in pixels from the top; else None."""
 
@@ -141,34 +143,22 @@ def make_panel(
     low, high = value_range(values[at]) if len(at) else (0.0, 1.0)
     plot, top = _PLOT if len(at) else _BARE, _LANE + _GAP
 
-    def down(value: float) -> float:
+    def down(value: Any) -> Any:
         return PADDING + (1 - _share(value, low, high)) * (plot - 2 * PADDING)
 
     drawn = []
     for place, (kind, given) in enumerate(lanes.items()):
-        # widest first, so that narrow ones end up on top
-        fit = sorted((one for one in given if max(one.start, 0) <= min(one.end, length - 1)), key=_narrow)
-        bars = []
-        for one in fit:
-            start, end = max(one.start, 0), min(one.end, length - 1)
-            single = 0 <= one.start == one.end < len(values) and bool(np.isfinite(values[one.start]))
-            dot = top + down(float(values[one.start])) if single else None
-            left, width = start / length * 100, (end + 1 - start) / length * 100
-            bars.append(Bar(left, width, (colours or {}).get(one.type, ""), _tip(one), dot))
+        bars = list(_bars(given, length, values, colours or {}, lambda value: top + down(value)))
         large = sum(bar.dot is not None for bar in bars) <= _CROWD
         radius = (3.5 if large else 2) if kind == LABEL else (5.5 if large else 3)
         share = plot / len(lanes)
         y = place * (top + plot + _GAP)
         drawn.append(Lane(kind, _NAMES[kind], y, bars, (top + place * share, share), radius))
-    line = ""
-    if len(at):
-        single_points = [one.start for given in lanes.values() for one in given if one.start == one.end]
-        kept = np.union1d(at[thin(values[at])], np.intersect1d(np.array(single_points, dtype=np.int64), at))
-        pairs = [
-            f"{round((index + 0.5) / length * ACROSS)},{round(down(value) / plot * DOWN)}"
-            for index, value in zip(kept.tolist(), values[kept].tolist(), strict=True)
-        ]
-        line = " ".join(pairs * 2 if len(pairs) == 1 else pairs)  # a line of no length is drawn as a dot
+    dots = [bar.index for lane in drawn for bar in lane.bars if bar.dot is not None]
+    kept = np.union1d(at[thin(values[at])], np.array(dots, dtype=np.int64))  # what is marked is on the line
+    across = np.rint((kept + 0.5) / length * ACROSS).astype(int).tolist()
+    below = np.rint(down(values[kept]) / plot * DOWN).astype(int).tolist()
+    pairs = [f"{x},{y}" for x, y in zip(across, below, strict=True)]
     return Panel(
         title=title,
         number=number,
@@ -180,8 +170,26 @@ def make_panel(
         bottom=top + plot + (len(lanes) - 1) * (_GAP + _LANE),
         columns=[((one + 0.5) / length * 100, one) for one in range(0, length, round_step(length / 8))],
         rows=[(top + down(one), one) for one in (low, low / 2 + high / 2, high)] if len(at) else [],
-        line=line,
+        line=" ".join(pairs * 2 if len(pairs) == 1 else pairs),  # a line of no length is drawn as a dot
     )
+
+
+def _bars(
+    given: Iterable[Interval],
+    length: int,
+    values: FloatArray,
+    colours: Mapping[str, str],
+    down: Callable[[float], float],
+) -> Iterator[Bar]:
+    """Yields those that share a point with the axis, widest first, so that narrow ones end up on top."""
+    for one in sorted(given, key=lambda one: one.start - one.end):
+        start, end = max(one.start, 0), min(one.end, length - 1)
+        if start > end:
+            continue
+        single = 0 <= one.start == one.end < len(values) and np.isfinite(values[one.start])
+        dot = down(float(values[one.start])) if single else None
+        left, width = start / length * 100, (end + 1 - start) / length * 100
+        yield Bar(left, width, colours.get(one.type, ""), _tip(one), start, dot)
 
 
 def thin(series: FloatArray, points: int = _POINTS) -> NDArray[np.int64]:
@@ -206,14 +214,10 @@ def value_range(values: FloatArray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _share(value: float, low: float, high: float) -> float:
-    """Where a value lies between the lowest (0) and the highest (1)."""
+def _share(value: Any, low: float, high: float) -> Any:
+    """Where values lie between the lowest (0) and the highest (1)."""
     # Halved first: the range of values near the largest float would overflow.
     return (value / 2 - low / 2) / (high / 2 - low / 2)
-
-
-def _narrow(one: Interval) -> int:
-    return one.start - one.end
 
 
 def _tip(one: Interval) -> str:
