@@ -284,6 +284,13 @@ def test_all_are_drawn_where_that_is_not_many() -> None:
     assert "the other" not in found.text
 
 
+def test_of_many_series_the_first_are_drawn_and_the_others_counted() -> None:
+    found = read(Evaluation(scores(), [judged(0, series=(series(),) * 9)]))
+    assert "series 6 of 9" in found.text
+    assert "series 7 of 9" not in found.text
+    assert "3 more series are not drawn." in found.text
+
+
 def test_unreadable_answers_are_worse_than_wrong_ones() -> None:
     records = [judged(0, 0.0), judged(1, 1.0, problem="no JSON", strict=False), judged(2, 0.0), judged(3, 0.4)]
     records += [judged(4, 0.3, problem="cut off", strict=False, predicted=anomalies((1, 2)))]  # salvaged

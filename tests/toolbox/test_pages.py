@@ -55,6 +55,15 @@ def test_bars_of_any_interval(length: int, start: int, end: int) -> None:
         assert right == pytest.approx((min(high, length - 1) + 1) / length * 100, abs=0.002)
 
 
+def test_predictions_tint_the_lower_half() -> None:
+    root = ET.fromstring(both(9, anomalies((1, 2)), anomalies((1, 2)), np.arange(9.0)))
+    halves = [root.find(f"./g[@class='tint {kind}']/rect") for kind in ("label", "guess")]
+    assert [(float(one.get("y", "")), float(one.get("height", ""))) for one in halves if one is not None] == [
+        (16.0, 60.0),
+        (76.0, 60.0),
+    ]
+
+
 def test_labels_alone_are_drawn_by_type_with_tooltips() -> None:
     values = np.sin(np.arange(500) / 20)
     values[250] = 9.0
@@ -113,8 +122,9 @@ def test_thinning_keeps_every_spike() -> None:
 def test_every_series_can_be_drawn(values: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = line(both(len(values), anomalies((0, 0)), anomalies((0, 0)), np.array(values)))
-        drawn += line(draw(len(values), {LABEL: anomalies((0, 0))}, np.array(values)))
+        svg = both(len(values), anomalies((0, 0)), anomalies((0, 0)), np.array(values))
+        drawn = line(svg) + line(draw(len(values), {LABEL: anomalies((0, 0))}, np.array(values)))
+    assert ('class="dot"' in svg) == (np.isfinite(values).sum() == 1)
     assert all(0 <= x <= 4000 and 0 <= y <= 1000 for x, y in drawn)
 
 
