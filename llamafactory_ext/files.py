@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
+
 
 def temporary(folder: Path, suffix: str) -> Path:
     """Returns a new, empty file beside those that it will become one of."""
@@ -40,3 +42,21 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def refuse_foreign(page: Path, generator: str, option: str) -> None:
+    """Sees to it that a page can be written without replacing somebody else's.
+
+    Arguments:
+        generator: what stands near the beginning of our own pages.
+        option: that names the folder.
+
+    Raises:
+        UsageError: its folder is a file, or the page that is there was not written by `generator`.
+    """
+    if page.parent.exists() and not page.parent.is_dir():
+        raise UsageError(f"{page.parent} is a file; name a folder with {option}")
+    if page.exists():
+        with page.open(encoding="utf-8", errors="replace") as file:
+            if f'content="{generator}"' not in file.read(1000):
+                raise UsageError(f"{page} was not written by this tool; name another folder with {option}")

@@ -9,7 +9,6 @@ Public registry of ``llamafactory.data.converter``; its converters are what ours
 
 import copy
 import functools
-import hashlib
 import json
 from dataclasses import asdict
 from types import ModuleType
@@ -22,6 +21,7 @@ from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 from llamafactory_ext import __version__
 from llamafactory_ext.data.entries import NOTES, RECORD
 from llamafactory_ext.data.formats import FORMATS, Notes
+from llamafactory_ext.data.formats.format import answered, asked
 from llamafactory_ext.errors import GdshError
 from llamafactory_ext.gdsh import refuse_control_tokens
 from llamafactory_ext.plugin.activation import require
@@ -68,8 +68,9 @@ class SeriesConverter:
             converted = {"_prompt": blank[:1], "_response": blank[1:], "_system": "", "_tools": ""}
             converted |= dict.fromkeys(("_images", "_videos"))
             series, notes = [], Notes(fault=str(err))
-        notes.asked = _digest([*converted["_prompt"], converted["_system"]], series)
-        notes.answered = _digest(converted["_response"], [])
+        if not notes.fault:
+            notes.asked = asked([*converted["_prompt"], converted["_system"]], series)
+            notes.answered = answered("".join(turn["content"] for turn in converted["_response"]))
         name = example[form.record] if form.record else ""
         return {**converted, _SERIES: series or None, RECORD: name, NOTES: json.dumps(asdict(notes))}
 
@@ -86,12 +87,3 @@ def _check_texts(output: dict[str, Any]) -> None:
     for text in [*around, *(message["content"] for message in messages if message["role"] not in asking)]:
         if "<ts>" in text or "<ts/>" in text:
             raise GdshError(f"found <ts> in an answer, a system prompt or tools; expected {MARKER} in prompts only")
-
-
-def _digest(texts: Any, series: list[FloatArray]) -> str:
-    """Returns what tells equal contents from others, in a few characters."""
-    digest = hashlib.blake2b(repr(texts).encode(errors="surrogatepass"), digest_size=12)
-    for one in series:
-        digest.update(len(one).to_bytes(8))
-        digest.update(one.tobytes())
-    return digest.hexdigest()

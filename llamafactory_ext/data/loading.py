@@ -20,6 +20,7 @@ from llamafactory.extras import logging
 
 from llamafactory_ext.data.entries import NOTES, RECORD, record_name
 from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.data.formats.format import contradicting
 from llamafactory_ext.data.normalise import arrow_may_read, write_lines
 from llamafactory_ext.data.series_cache import shared_series
 from llamafactory_ext.errors import listing
@@ -145,18 +146,18 @@ def _settle(dataset: Any, source: Path) -> Any:
     faults: list[str] = []
     totals: Counter[str] = Counter()
     records: Counter[str] = Counter()
-    answers: dict[str, str] = {}
-    contradicting: list[str] = []
+    names: list[str] = []
+    said: list[tuple[str, str]] = []
     for number, example in enumerate(dataset.select_columns([RECORD, NOTES])):
         note = json.loads(example[NOTES])
+        names.append(record_name(example, number))
+        said.append((note["asked"], note["answered"]))
         if note["fault"]:
-            faults.append(f"{record_name(example, number)}: {note['fault']}")
+            faults.append(f"{names[-1]}: {note['fault']}")
             continue
         counts = {key: note[key] for key in _WORDING if note[key]}
         totals.update(counts)
         records.update(counts.keys())
-        if answers.setdefault(note["asked"], note["answered"]) != note["answered"]:
-            contradicting.append(record_name(example, number))
     if faults:
         lines = [f"{source}: {len(faults)} of {len(dataset)} records can't be used.", *listing(faults, len(faults))]
         raise ValueError("\n".join(lines))
@@ -164,10 +165,12 @@ def _settle(dataset: Any, source: Path) -> Any:
     for key, wording in _WORDING.items():
         if totals[key]:
             logger.info_rank0(f"  {totals[key]} {wording} (in {records[key]} records).")
-    if contradicting:
-        found = f"{len(contradicting)} records contradict an earlier one: same series, same prompt, another answer"
+    later = sorted(row for rows in contradicting(said) for row in rows if said[row] != said[rows[0]])
+    if later:
+        found = f"{len(later)} records contradict an earlier one: same series, same prompt, another answer"
         advice = "`llamafactory-ext prepare --merge-points` makes one record of each such point"
-        logger.warning_rank0("\n".join([f"{source}: {found}; {advice}:", *listing(contradicting, len(contradicting))]))
+        lines = listing((names[row] for row in later), len(later))
+        logger.warning_rank0("\n".join([f"{source}: {found}; {advice}:", *lines]))
     return dataset.remove_columns([NOTES])
 
 

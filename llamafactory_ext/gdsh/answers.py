@@ -50,6 +50,11 @@ class Anomaly:
         """The anomaly's type, empty where the entry names none."""
         return str(self.fields.get("type", ""))
 
+    @property
+    def reason(self) -> str:
+        """Why it is one, empty where the entry does not say."""
+        return str(self.fields.get("reason", ""))
+
 
 def parse_answer(value: object) -> Answer:
     """Read one answer, a text or a list or an object, into JSON.

@@ -28,8 +28,7 @@ from llamafactory_ext.gdsh import (
 )
 from llamafactory_ext.gdsh.readings import UNREADABLE, read_answer
 from llamafactory_ext.series import SeriesError, as_series, encode, scale
-from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
-from llamafactory_ext.toolbox.evaluate.predictions import read_predictions
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, read_predictions
 
 
 DEEP = "[" * 10_000 + "]" * 10_000

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import pytest
 import yaml
 from conftest import ROOT, Gdsh, annotation, answer, log_history, path_of_environment
-from helpers_browser import BROWSER, Tab, browse
+from helpers_browser import browse
+from playwright.sync_api import ElementHandle, Page
 
 
 EXTRA = {
@@ -55,60 +58,66 @@ def label(name: str) -> str:
         : (one.closest("label") || one.closest(".block")).innerText.trim().startsWith({named}))"""
 
 
-def fill(tab: Tab, name: str, text: str) -> None:
+def element(page: Page, expression: str) -> ElementHandle:
+    """What an expression in JavaScript finds, as soon as it is there."""
+    found = page.wait_for_function(expression).as_element()
+    assert found
+    return found
+
+
+def until(page: Page, expression: str, seconds: float = 120) -> Any:
+    """Waits for an expression to be true, and returns its value."""
+    return page.wait_for_function(expression, timeout=1000 * seconds).json_value()
+
+
+def fill(page: Page, name: str, text: str) -> None:
     """Writes into a field and leaves it."""
-    tab.click(label(name))
-    tab.value(f"{label(name)}.select()")
-    tab.write(text)
-    tab.until(f"{label(name)}.value == {json.dumps(text)}")
-    tab.key("Tab", 9)
+    element(page, label(name)).fill(text)
+    page.keyboard.press("Tab")
 
 
-def choose(tab: Tab, name: str, choice: str) -> None:
+def choose(page: Page, name: str, choice: str) -> None:
     """Takes one choice of a list."""
-    tab.click(label(name))
-    tab.value(f"{label(name)}.select()")
-    tab.write(choice)
-    tab.click(f"{OPTIONS}.find(one => one.ariaLabel == {json.dumps(choice)})")
-    leave(tab)
+    field = element(page, label(name))
+    field.click()
+    field.fill(choice)
+    element(page, f"{OPTIONS}.find(one => one.ariaLabel == {json.dumps(choice)})").click()
+    leave(page)
 
 
-def leave(tab: Tab) -> None:
+def leave(page: Page) -> None:
     """Leaves a list, and waits until it has faded: its choices would be taken for those of the next one.
 
     Not by the Tab key, which goes on to the next field and opens its list.
     """
-    tab.value("document.activeElement.blur()")
-    tab.until(f"!{OPTIONS}.length")
+    page.evaluate("document.activeElement.blur()")
+    until(page, f"!{OPTIONS}.length")
 
 
-def choices(tab: Tab, name: str) -> list[str]:
+def choices(page: Page, name: str) -> list[str]:
     """What a list offers."""
-    tab.click(label(name))
-    tab.until(f"{OPTIONS}.length")
-    offered: list[str] = tab.value(f"{OPTIONS}.map(one => one.ariaLabel)")
-    leave(tab)
+    element(page, label(name)).click()
+    until(page, f"{OPTIONS}.length")
+    offered: list[str] = page.evaluate(f"{OPTIONS}.map(one => one.ariaLabel)")
+    leave(page)
     return offered
 
 
-def press(tab: Tab, name: str, kind: str = "button") -> None:
-    tab.click(
-        f"""[...document.querySelectorAll("{kind}")].find(
-          one => one.getClientRects().length && one.innerText.trim().split("\\n")[0] == {json.dumps(name)})"""
-    )
+def press(page: Page, name: str, role: Literal["button", "tab"] = "button") -> None:
+    page.get_by_role(role, name=re.compile(rf"^\s*{re.escape(name)}")).locator("visible=true").first.click()
 
 
-def preview(tab: Tab, dataset: str) -> str:
+def preview(page: Page, dataset: str) -> str:
     """Opens the preview of a data set, and closes it; returns what it showed."""
-    choose(tab, "Dataset", dataset)
-    press(tab, "Preview dataset")
+    choose(page, "Dataset", dataset)
+    press(page, "Preview dataset")
     shown = f"""[...document.querySelectorAll(".modal-box")].map(one => one.innerText)
       .find(text => text.includes("Samples") && text.includes("{dataset}"))"""
-    found: str = tab.until(shown)
-    press(tab, "Close")
-    tab.click(label("Dataset"))
-    tab.key("Backspace", 8)
-    tab.key("Tab", 9)
+    found: str = until(page, shown)
+    press(page, "Close")
+    element(page, label("Dataset")).click()
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Tab")
     return found
 
 
@@ -158,70 +167,68 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(log.read_text()[-4000:])
 
 
-def prepare(tab: Tab, model: Path) -> list[str]:
+def prepare(page: Page, model: Path) -> list[str]:
     """Names model and template, as every run and chat needs it; returns the templates that are offered."""
-    tab.until(f"({label('Output dir')})?.value.startsWith('train_')")  # the page has got its first values
-    choose(tab, "Model name", "Custom")
-    tab.until("document.querySelector('.toast-body')?.innerText.includes('non-instruct')")  # the last that follows
-    fill(tab, "Model path", str(model))
-    templates = choices(tab, "Chat template")
-    choose(tab, "Chat template", "chatts")
+    until(page, f"({label('Output dir')})?.value.startsWith('train_')")  # the page has got its first values
+    choose(page, "Model name", "Custom")
+    until(page, "document.querySelector('.toast-body')?.innerText.includes('non-instruct')")  # the last that follows
+    fill(page, "Model path", str(model))
+    templates = choices(page, "Chat template")
+    choose(page, "Chat template", "chatts")
     return templates
 
 
-def train(tab: Tab) -> tuple[str, str]:
-    """Trains on the data set `plant`; returns the command that was previewed and what is told at the end."""
-    choose(tab, "Dataset", "plant")
+def train(page: Page) -> tuple[str, str]:
+    """Trains on the data set `plant`; returns the command that was previewed and what is reported at the end."""
+    choose(page, "Dataset", "plant")
     for name, value in {"Epochs": "1.0", "Batch size": "2", "Gradient accumulation": "1", "Val size": "0.34"}.items():
-        fill(tab, name, value)
-    choose(tab, "Compute type", "fp32")
-    press(tab, "Extra configurations")
-    fill(tab, "Logging steps", "1")
-    fill(tab, "Extra arguments", json.dumps(EXTRA))
-    press(tab, "Preview command")
-    command = tab.until("document.querySelector('pre code')?.innerText")
-    press(tab, "Start")
+        fill(page, name, value)
+    choose(page, "Compute type", "fp32")
+    press(page, "Extra configurations")
+    fill(page, "Logging steps", "1")
+    fill(page, "Extra arguments", json.dumps(EXTRA))
+    press(page, "Preview command")
+    command = until(page, "document.querySelector('pre code')?.innerText")
+    press(page, "Start")
     told = "[...document.querySelectorAll('.prose')].map(one => one.innerText.trim())"
-    finished = tab.until(f"{told}.find(text => /^(Finished|Failed)/.test(text))", 400)
-    tab.until("document.querySelector('[data-testid=matplotlib] img')?.naturalWidth > 300")  # the loss curve
+    finished = until(page, f"{told}.find(text => /^(Finished|Failed)/.test(text))", 400)
+    until(page, "document.querySelector('[data-testid=matplotlib] img')?.naturalWidth > 300")  # the loss curve
     return command, finished
 
 
-def chat(tab: Tab, run: str) -> str:
+def chat(page: Page, run: str) -> str:
     """Loads the model with a run's adapter; returns what it answers."""
-    choose(tab, "Checkpoint path", run)  # not listed before the page has asked again, which empties the field
-    press(tab, "Chat", "button[role=tab]")  # there is another one, out of sight
-    fill(tab, "Extra arguments", '{"do_sample": false}')
-    press(tab, "Load model")
-    tab.until("[...document.querySelectorAll('textarea')].some(one => one.value.startsWith('Model loaded'))")
-    fill(tab, "Maximum new tokens", "32")
-    tab.click("document.querySelector('textarea[placeholder^=Input]')")
-    tab.write("What is wrong?")
-    press(tab, "Submit")
+    choose(page, "Checkpoint path", run)  # not listed before the page has asked again, which empties the field
+    press(page, "Chat", "tab")
+    fill(page, "Extra arguments", '{"do_sample": false}')
+    press(page, "Load model")
+    until(page, "[...document.querySelectorAll('textarea')].some(one => one.value.startsWith('Model loaded'))")
+    fill(page, "Maximum new tokens", "32")
+    page.locator("textarea[placeholder^=Input]").fill("What is wrong?")
+    press(page, "Submit")
     bubbles = "[...document.querySelectorAll('.message.bot')].map(one => one.innerText.trim())"
-    reply: str = tab.until(f"{bubbles}.find(text => text && text != 'Loading content')")
+    reply: str = until(page, f"{bubbles}.find(text => text && text != 'Loading content')")
     return reply
 
 
 @pytest.fixture(scope="module")
 def seen(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """One way through the page, as a person goes it."""
-    if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome")
     work = tmp_path_factory.mktemp("webui")
     write_data(work / "data")
-    with serve(work) as address, browse(address, work) as tab:
-        templates = prepare(tab, demo / "model")
-        fill(tab, "Data dir", str(ROOT / "dataset_info"))
-        datasets = [choices(tab, "Dataset")]
-        choose(tab, "Stage", "Pre-Training")
-        datasets.append(choices(tab, "Dataset"))
-        choose(tab, "Stage", "Supervised Fine-Tuning")
-        fill(tab, "Data dir", "data")
-        previews = {name: preview(tab, name) for name in ("lines", "plant")}
-        command, finished = train(tab)
+    with serve(work) as address, browse() as page:
+        page.goto(address)
+        templates = prepare(page, demo / "model")
+        fill(page, "Data dir", str(ROOT / "dataset_info"))
+        datasets = [choices(page, "Dataset")]
+        choose(page, "Stage", "Pre-Training")
+        datasets.append(choices(page, "Dataset"))
+        choose(page, "Stage", "Supervised Fine-Tuning")
+        fill(page, "Data dir", "data")
+        previews = {name: preview(page, name) for name in ("lines", "plant")}
+        command, finished = train(page)
         (output,) = (work / "saves" / "Custom" / "lora").iterdir()
-        reply = chat(tab, output.name)
+        reply = chat(page, output.name)
     log = (work / "log").read_text("utf-8")
     return Seen(templates, datasets, previews, command, finished, output, reply, log)
 

@@ -155,7 +155,7 @@ def _reading(kind: str) -> str:
     code = READERS[kind].replace("; ", "\n    ")
     return (
         "import sys\nfrom pathlib import Path\nfrom llamafactory_ext.gdsh import GdshError\n"
-        "from llamafactory_ext.toolbox.evaluate.errors import EvaluateError\n"
+        "from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError\n"
         f"path = Path(sys.argv[1])\ntry:\n    {code}\n"
         "except (GdshError, EvaluateError) as err:\n    print(err)\n    sys.exit(3)\n"
         "except ValueError as err:\n    print(err)\n    sys.exit(3 if str(path) in str(err) else 1)\n"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import NOTHING_FOUND, answer
 
-from llamafactory_ext.toolbox.check import findings, label_findings, likeness
-from llamafactory_ext.toolbox.session.facts import RecordFacts, record_facts
-from llamafactory_ext.toolbox.session.labels import Label, read_labels
+from llamafactory_ext.data.formats.format import answered, asked
+from llamafactory_ext.toolbox.check import comparisons, findings
+from llamafactory_ext.toolbox.session.records import Label, RecordFacts, read_labels, record_facts
 
 
 PROMPT = "<ts><ts/> find anomalies"
@@ -25,8 +25,9 @@ def record(
     **notes: Any,
 ) -> RecordFacts:
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-    notes = {"fault": "", "values_filled": 0, **notes}
-    return record_facts(f"record {number}", "", turns, [np.array(one, dtype=np.float64) for one in series], notes)
+    arrays = [np.array(one, dtype=np.float64) for one in series]
+    digests = {"asked": asked(prompt, arrays), "answered": answered(reply)}
+    return record_facts(f"record {number}", "", turns, arrays, {"fault": "", "values_filled": 0, **digests, **notes})
 
 
 def rows(finding: findings.Finding | None) -> list[int]:
@@ -47,13 +48,13 @@ SINGLE = {
     "gaps": (findings.gaps, record(values_filled=6), record(values_filled=5)),
     "too short": (findings.unusual_length, record(series=[[0.0, 1.0] * 31 + [2.0]]), record(series=[[0.0, 1.0] * 32])),
     "too long": (findings.unusual_length, record(series=[[0.0] * 1025]), record(series=[[0.0] * 1024])),
-    "outside": (label_findings.outside, record(answer((90, 100))), record(answer((90, 99)))),
-    "reversed": (label_findings.outside, record(answer((9, 8))), record(answer((8, 8)))),
-    "negative": (label_findings.outside, record(answer((-1, 8))), record(answer((0, 8)))),
-    "no pair": (label_findings.outside, record('[{"interval": [5], "type": "x"}]'), record('[{"type": "x"}]')),
-    "first index": (label_findings.at_border, record(answer((0, 3))), record(answer((1, 3)))),
-    "last index": (label_findings.at_border, record(answer((97, 99))), record(answer((97, 98)))),
-    "wide": (label_findings.wide, record(answer((20, 70))), record(answer((20, 69)))),
+    "outside": (findings.outside, record(answer((90, 100))), record(answer((90, 99)))),
+    "reversed": (findings.outside, record(answer((9, 8))), record(answer((8, 8)))),
+    "negative": (findings.outside, record(answer((-1, 8))), record(answer((0, 8)))),
+    "no pair": (findings.outside, record('[{"interval": [5], "type": "x"}]'), record('[{"type": "x"}]')),
+    "first index": (findings.at_border, record(answer((0, 3))), record(answer((1, 3)))),
+    "last index": (findings.at_border, record(answer((97, 99))), record(answer((97, 98)))),
+    "wide": (findings.wide, record(answer((20, 70))), record(answer((20, 69)))),
 }
 
 
@@ -72,7 +73,7 @@ def test_faults_stop_and_notices_do_not() -> None:
 
 
 def test_the_detail_names_what_was_found() -> None:
-    finding = label_findings.outside([record(answer((90, 100), (3, 2)))])
+    finding = findings.outside([record(answer((90, 100), (3, 2)))])
     assert finding is not None
     assert finding.places[0].detail == "[90, 100], [3, 2] in a series of 100 points"
     finding = findings.unusable([GOOD, record(fault="no CSV")])
@@ -82,7 +83,7 @@ def test_the_detail_names_what_was_found() -> None:
 
 
 def test_intervals_are_held_against_the_longest_series() -> None:
-    assert label_findings.outside([record(answer((90, 99)), series=[RISING[:50], RISING])]) is None
+    assert findings.outside([record(answer((90, 99)), series=[RISING[:50], RISING])]) is None
 
 
 @pytest.mark.parametrize(("drop", "severity"), [(False, "fault"), (True, "notice")])
@@ -102,18 +103,18 @@ def test_series_that_the_checkpoint_cannot_place() -> None:
 
 def test_answers_that_are_not_json() -> None:
     text = record("There is a spike.")
-    mixed = label_findings.not_json([GOOD, text, record(f"{NOTHING_FOUND},{NOTHING_FOUND}"), record("7")])
+    mixed = findings.not_json([GOOD, text, record(f"{NOTHING_FOUND},{NOTHING_FOUND}"), record("7")])
     assert mixed is not None
     assert (rows(mixed), mixed.severity) == ([1, 2, 3], "fault")
-    none = label_findings.not_json([text, text])
+    none = findings.not_json([text, text])
     assert none is not None
     assert (none.kind, none.severity, none.places) == ("no_labels", "notice", ())
-    assert label_findings.not_json([GOOD, record(fault="x")]) is None
+    assert findings.not_json([GOOD, record(fault="x")]) is None
 
 
 def test_contradictions() -> None:
     one, two = record(answer((1, 2)), number=0), record(answer((3, 4)), number=1)
-    finding = likeness.contradictions([one, two, record(answer((3, 4)), series=[other(1)])])
+    finding = comparisons.contradictions([one, two, record(answer((3, 4)), series=[other(1)])])
     assert finding is not None
     assert (rows(finding), finding.severity) == ([0, 1], "fault")
     assert finding.places[0].detail == "also asked in record 1"
@@ -131,28 +132,28 @@ def test_contradictions() -> None:
     ids=["another prompt", "another series", "the same in another form", "unusable"],
 )
 def test_no_contradiction(second: RecordFacts) -> None:
-    assert likeness.contradictions([record(answer((1, 2))), second]) is None
+    assert comparisons.contradictions([record(answer((1, 2))), second]) is None
 
 
 def test_text_only_records_do_not_contradict_one_another() -> None:
-    assert likeness.contradictions([record("a", series=[]), record("b", series=[])]) is None
+    assert comparisons.contradictions([record("a", series=[]), record("b", series=[])]) is None
 
 
 def test_duplicates_and_shared_series() -> None:
     several = [record(number=0), record(number=1), record(answer((1, 1)), prompt="other", number=2), GOOD]
-    assert rows(likeness.duplicates(several)) == [0, 1]
-    assert rows(likeness.shared_series(several)) == [0, 1, 2, 3]
+    assert rows(comparisons.duplicates(several)) == [0, 1]
+    assert rows(comparisons.shared_series(several)) == [0, 1, 2, 3]
     apart = [record(series=[other(i)]) for i in range(5)]
-    assert likeness.duplicates(apart) is None
-    assert likeness.shared_series(apart) is None
+    assert comparisons.duplicates(apart) is None
+    assert comparisons.shared_series(apart) is None
 
 
 def test_a_series_twice_in_one_record_is_not_shared() -> None:
-    assert likeness.shared_series([record(series=[RISING, RISING])]) is None
+    assert comparisons.shared_series([record(series=[RISING, RISING])]) is None
 
 
 def test_large_groups_are_named_shortly() -> None:
-    finding = likeness.duplicates([record(number=i) for i in range(9)])
+    finding = comparisons.duplicates([record(number=i) for i in range(9)])
     assert finding is not None
     assert finding.places[0].detail == "the same as record 1, record 2, record 3 and 5 more"
     assert finding.places[8].detail == "the same as record 0, record 1, record 2 and 5 more"
@@ -160,21 +161,21 @@ def test_large_groups_are_named_shortly() -> None:
 
 def test_leaks_into_another_data_set() -> None:
     held_out = [record(series=[other(1)], number=7)]
-    finding = likeness.leaks([GOOD, record(series=[RISING, other(1)])], held_out, "valid")
+    finding = comparisons.leaks([GOOD, record(series=[RISING, other(1)])], held_out, "valid")
     assert finding is not None
     assert (rows(finding), finding.severity) == ([1], "fault")
     assert finding.places[0].detail == "also record 7 of valid"
-    assert likeness.leaks([GOOD], held_out, "valid") is None
+    assert comparisons.leaks([GOOD], held_out, "valid") is None
 
 
 def test_leaks_of_a_split_by_record() -> None:
     three = [record(series=[other(1)]), record(series=[other(2)]), record(series=[other(1)])]
-    finding = likeness.split_leaks(three, [2], 0.3)
+    finding = comparisons.split_leaks(three, [2], 0.3)
     assert finding is not None
     assert (rows(finding), finding.severity) == ([0, 2], "fault")
     assert "1 series would be in training and in validation" in finding.text
-    assert likeness.split_leaks(three, [1], 0.3) is None
-    assert likeness.split_leaks(three, [0, 2], 0.3) is None
+    assert comparisons.split_leaks(three, [1], 0.3) is None
+    assert comparisons.split_leaks(three, [0, 2], 0.3) is None
 
 
 def test_one_sided() -> None:
@@ -186,11 +187,11 @@ def test_one_sided() -> None:
         "5 of 6 records have no anomaly": [nothing] * 5 + [spike],
     }
     for text, records in said.items():
-        finding = label_findings.one_sided(records)
+        finding = findings.one_sided(records)
         assert finding is not None
         assert text in finding.text
-    assert label_findings.one_sided([spike, step, nothing]) is None
-    assert label_findings.one_sided([record("text")] * 3) is None
+    assert findings.one_sided([spike, step, nothing]) is None
+    assert findings.one_sided([record("text")] * 3) is None
 
 
 def test_labels_of_every_form() -> None:

@@ -9,11 +9,10 @@ import pytest
 from conftest import NOTHING_FOUND, ROOT, USER, Gdsh, annotation, answer
 
 from llamafactory_ext.toolbox.check import inspection
-from llamafactory_ext.toolbox.check.report import report
-from llamafactory_ext.toolbox.check.show import shorten_patches, show
+from llamafactory_ext.toolbox.check.report import report, shorten_patches, show
 from llamafactory_ext.toolbox.session import recipe
-from llamafactory_ext.toolbox.session.lengths import histogram, percentiles
-from llamafactory_ext.toolbox.session.upstream import validation_rows
+from llamafactory_ext.toolbox.session.framework import validation_rows
+from llamafactory_ext.toolbox.session.tokens import histogram, percentiles
 
 
 Inspect = Callable[..., inspection.Inspection]

@@ -33,8 +33,8 @@ def test_demo_from_end_to_end(demo: Path, tmp_path: Path) -> None:
     assert found["tokens"]["whole"]["max"] == max(one["tokens"]["whole"] for one in found["each_record"])
     (contradiction,) = [one for one in found["findings"] if one["kind"] == "contradiction"]
     assert [one["row"] for one in contradiction["records"]] == [6, 7, 8, 9, 10, 17, 18]
-    assert sum(bool(one["sheets"]) for one in found["each_record"]) == 20
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["index.html", "sheet-001.png"]
+    assert found["plot"] == {"folder": str(tmp_path / "pictures"), "records": 20}
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["index.html"]
     assert not (tmp_path / "saves").exists()
 
 

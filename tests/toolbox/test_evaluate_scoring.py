@@ -17,13 +17,11 @@ pytest.importorskip("telemeval")
 
 from llamafactory_ext.series import describe
 from llamafactory_ext.toolbox.evaluate.baselines import flagged_intervals, iqr, random_intervals, zscore
-from llamafactory_ext.toolbox.evaluate.confidence import confidence
-from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
 from llamafactory_ext.toolbox.evaluate.metrics import score
 from llamafactory_ext.toolbox.evaluate.points import Source
-from llamafactory_ext.toolbox.evaluate.predictions import Prediction, read_predictions
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction, read_predictions
 from llamafactory_ext.toolbox.evaluate.scoring import evaluate
-from llamafactory_ext.toolbox.evaluate.tallies import METRICS, add, metrics_of, plain, tally
+from llamafactory_ext.toolbox.evaluate.tallies import METRICS, add, confidence, metrics_of, plain, tally
 
 
 def line(label: str, predict: str, series: Sequence[float] | None = None) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""What a format of records has to say about itself. Pure: the tools that run without a training stack read it, too."""
+"""What a format of records has to say about itself, and what is noted of each record that is read by it.
 
-from collections.abc import Callable, Iterator, Mapping
+Pure: the tools that run without a training stack read it, too.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +20,8 @@ class Notes:
     """What was done to one record, in numbers; ``fault`` where it can't be used."""
 
     fault: str = ""
-    asked: str = ""  # digest of prompt and series
-    answered: str = ""  # digest of the answer: two for one question contradict each other
+    asked: str = ""  # what `asked` returns
+    answered: str = ""  # what `answered` returns
     markers_moved: int = 0
     values_filled: int = 0
     series_beside: int = 0
@@ -23,6 +30,36 @@ class Notes:
     entries_without_interval: int = 0
     answers_emptied: int = 0
     duplicate_entries: int = 0
+
+
+def asked(texts: object, series: Sequence[FloatArray]) -> str:
+    """Returns what tells equal questions from others: the number of series, and a digest of them and the texts."""
+    digest = hashlib.blake2b(repr(texts).encode(errors="surrogatepass"), digest_size=12)
+    for one in series:
+        digest.update(len(one).to_bytes(8))
+        digest.update(one.tobytes())
+    return f"{len(series)}:{digest.hexdigest()}"
+
+
+def answered(text: str) -> str:
+    """Returns a digest of an answer; of JSON its content, so that another spacing is no other answer."""
+    with contextlib.suppress(ValueError, RecursionError):
+        text = json.dumps(json.loads(text), sort_keys=True)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+
+
+def contradicting(records: Iterable[tuple[str, str]]) -> list[list[int]]:
+    """Returns groups of places in `records`: of each the same was asked, but answered differently.
+
+    Arguments:
+        records: what `asked` and `answered` return, both empty for a record that can't be used. Questions without
+            series are left out: they may have many answers.
+    """
+    groups: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    for place, (question, answer) in enumerate(records):
+        if question and not question.startswith("0:"):
+            groups[question].append((place, answer))
+    return [[place for place, _ in some] for some in groups.values() if len({answer for _, answer in some}) > 1]
 
 
 @dataclass(frozen=True)

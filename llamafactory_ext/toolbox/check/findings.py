@@ -1,23 +1,22 @@
-"""What can be wrong with records, apart from their labels: pure functions from facts to findings.
+"""What can be wrong with records, one by one: pure functions from facts to findings.
 
 Each returns None where there is nothing to say. A record is named by its row, its place in the list given. Findings
-on labels are in `label_findings`, those that compare records with one another in `likeness`.
+that compare records with one another are in `comparisons`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from llamafactory_ext.data.fit import advised_cutoff
-from llamafactory_ext.toolbox.session.facts import RecordFacts
+from llamafactory_ext.toolbox.session.records import RecordFacts
 
 
 SHORT, LONG = 64, 1024
 """The lengths in points that ChatTS recommends for a series."""
 
 _GAPS = 0.05
+_ONE_SIDED = 0.8
 
 Severity = Literal["fault", "notice"]
 Records = Sequence[RecordFacts]
@@ -47,7 +46,7 @@ def unusable(records: Records) -> Finding | None:
     """Records that the converter refuses, with its own words."""
     places = tuple(Place(row, record.fault) for row, record in enumerate(records) if record.fault)
     text = f"{len(places)} of {len(records)} records can't be used: training would stop"
-    return Finding("unusable", "fault", text, places, "mend or remove them") if places else None
+    return Finding("unusable", "fault", text, places, "correct or remove them") if places else None
 
 
 def overlong(
@@ -59,6 +58,8 @@ def overlong(
         lengths: in tokens; None for records that were not tokenised.
         limit: tokens of the longest record that fits, `reserved` less than cutoff_len.
     """
+    from llamafactory_ext.data.fit import advised_cutoff  # imports LLaMA-Factory
+
     over = [(row, length) for row, length in enumerate(lengths) if length is not None and length > limit]
     if not over:
         return None
@@ -107,11 +108,6 @@ def unusual_length(records: Records) -> Finding | None:
     return Finding(found.kind, "notice", found.text, found.places, advice) if found else None
 
 
-def percentile(values: Sequence[int], share: float) -> int:
-    """Returns the smallest of `values` that at least `share` of them do not exceed."""
-    return int(np.percentile(np.asarray(values), 100 * share, method="inverted_cdf"))
-
-
 def usable(records: Records) -> Iterator[tuple[int, RecordFacts]]:
     """Yields row and record of those that can be used."""
     return ((row, record) for row, record in enumerate(records) if not record.fault)
@@ -121,3 +117,77 @@ def notice(kind: str, text: str, records: Records, holds: Callable[[RecordFacts]
     """Returns a notice on the records for which `holds` is true; ``{}`` in `text` becomes their number."""
     places = tuple(Place(row) for row, record in usable(records) if holds(record))
     return Finding(kind, "notice", text.format(len(places)), places) if places else None
+
+
+def not_json(records: Records) -> Finding | None:
+    """Answers that are not JSON while others are; where none is, the data set asks for something else."""
+    rows = list(usable(records))
+    places = tuple(Place(row) for row, record in rows if not record.is_json)
+    if not places:
+        return None
+    if len(places) == len(rows):
+        text = "no answer is JSON: taken for questions and answers, whose labels are not looked at"
+        return Finding("no_labels", "notice", text)
+    text = f"{len(places)} of {len(rows)} records have answers that are not JSON, the others are JSON"
+    return Finding(
+        "not_json",
+        "fault",
+        text,
+        places,
+        "write each as one JSON object; llamafactory-ext prepare does that for GDSH's own files",
+    )
+
+
+def outside(records: Records) -> Finding | None:
+    """Intervals that do not fit the record's longest series, or are none."""
+    places = []
+    for row, record in usable(records):
+        bad = [one for one in record.labels if record.series and not 0 <= one.start <= one.end < record.length]
+        if record.bad_interval:
+            places.append(Place(row, record.bad_interval))
+        elif bad:
+            named = ", ".join(f"[{one.start}, {one.end}]" for one in bad[:5]) + (", …" if len(bad) > 5 else "")
+            places.append(Place(row, f"{named} in a series of {record.length} points"))
+    text = f"{len(places)} records have intervals that do not fit their series"
+    advice = "expected 0 <= start <= end < points: correct them, or give the record the series it was annotated on"
+    return Finding("outside", "fault", text, tuple(places), advice) if places else None
+
+
+def at_border(records: Records) -> Finding | None:
+    """Intervals that touch the first or the last index, where an anomaly may have been cut."""
+    text = "{} records have an interval that touches the first or the last index"
+    return notice(
+        "border",
+        text,
+        records,
+        lambda record: any(one.start == 0 or one.end == record.length - 1 for one in record.labels if record.series),
+    )
+
+
+def wide(records: Records) -> Finding | None:
+    """Intervals that cover more than half of their series."""
+    text = "{} records have an interval that covers more than half of the series"
+    return notice(
+        "wide",
+        text,
+        records,
+        lambda record: any(2 * (one.end - one.start + 1) > record.length for one in record.labels if record.series),
+    )
+
+
+def one_sided(records: Records) -> Finding | None:
+    """A data set of labels in which one type, or finding nothing, or finding something, is nearly all there is."""
+    labelled = [record for _, record in usable(records) if record.is_json]
+    types = Counter(one.type for record in labelled for one in record.labels)
+    nothing = sum(not record.labels for record in labelled)
+    if not types:
+        return None
+    said = []
+    name, count = types.most_common(1)[0]
+    if len(types) > 1 and count > _ONE_SIDED * types.total():
+        said.append(f"{count} of {types.total()} anomalies are {name or '(no type)'}")
+    if nothing > _ONE_SIDED * len(labelled):
+        said.append(f"{nothing} of {len(labelled)} records have no anomaly")
+    if not nothing:
+        said.append("every record has an anomaly: the model never sees a series where nothing is to be found")
+    return Finding("one_sided", "notice", "; ".join(said)) if said else None

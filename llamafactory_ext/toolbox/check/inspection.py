@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llamafactory_ext.toolbox.check import findings, label_findings, likeness
+from llamafactory_ext.toolbox.check import comparisons, findings
 from llamafactory_ext.toolbox.check.findings import Finding
-from llamafactory_ext.toolbox.session import upstream
-from llamafactory_ext.toolbox.session.counting import count_tokens, tokenise_part
-from llamafactory_ext.toolbox.session.facts import RecordFacts
-from llamafactory_ext.toolbox.session.lengths import Tokens
-from llamafactory_ext.toolbox.session.reading import Part, Record, facts, read
+from llamafactory_ext.toolbox.session import framework
 from llamafactory_ext.toolbox.session.recipe import Arguments
+from llamafactory_ext.toolbox.session.records import Part, Record, RecordFacts, facts, read
+from llamafactory_ext.toolbox.session.tokens import Tokens, count_tokens, tokenise_part
 
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -28,7 +26,7 @@ class Inspection:
     records: list[RecordFacts] = field(default_factory=list)
     tokens: list[Tokens | None] = field(default_factory=list)
     """Of each record; None where it can't be tokenised, all None without a tokenizer."""
-    tokenizer: upstream.Tokenizer | None = None
+    tokenizer: framework.Tokenizer | None = None
     no_tokens: str = ""
     """Why there are no token lengths."""
     findings: list[Finding] = field(default_factory=list)
@@ -81,18 +79,18 @@ def inspect(arguments: Arguments, progress: Progress = lambda items, text, count
         findings.unusable(found.records),
         findings.overlong(found.records, lengths, found.limit, drop, 1 if arguments.data.packing else 0),
         findings.series_too_long(found.records, longest),
-        label_findings.not_json(found.records),
-        label_findings.outside(found.records),
-        likeness.contradictions(found.records),
+        findings.not_json(found.records),
+        findings.outside(found.records),
+        comparisons.contradictions(found.records),
         *_leaks(found, progress),
-        likeness.duplicates(found.records),
-        likeness.shared_series(found.records),
+        comparisons.duplicates(found.records),
+        comparisons.shared_series(found.records),
         findings.constant(found.records),
         findings.gaps(found.records),
-        label_findings.at_border(found.records),
-        label_findings.wide(found.records),
+        findings.at_border(found.records),
+        findings.wide(found.records),
         findings.unusual_length(found.records),
-        label_findings.one_sided(found.records),
+        findings.one_sided(found.records),
     ]
     found.findings += [one for one in candidates if one]
     found.findings.sort(key=lambda one: one.severity != "fault")
@@ -100,7 +98,7 @@ def inspect(arguments: Arguments, progress: Progress = lambda items, text, count
 
 
 def _load(entries: dict[str, Any], arguments: Arguments) -> list[Part]:
-    loaded = {name: upstream.load(entry, arguments) for name, entry in entries.items()}
+    loaded = {name: framework.load(entry, arguments) for name, entry in entries.items()}
     several = len(loaded) > 1
     return [Part(name, dataset, f"{name}: " if several else "") for name, dataset in loaded.items()]
 
@@ -108,8 +106,8 @@ def _load(entries: dict[str, Any], arguments: Arguments) -> list[Part]:
 def _add_tokens(found: Inspection) -> None:
     """Fills in the token lengths; where that can't be done, says why, as a fault where training would stop, too."""
     try:
-        found.tokenizer = upstream.load_tokenizer(found.arguments)
-    except upstream.CheckError as err:
+        found.tokenizer = framework.load_tokenizer(found.arguments)
+    except framework.CheckError as err:
         found.no_tokens = str(err)
         return
     first, limit = 0, found.tokenizer.max_series_length
@@ -121,7 +119,7 @@ def _add_tokens(found: Inspection) -> None:
             continue
         try:
             tokenised = tokenise_part(part, [row - rows.start for row in fits], found.arguments, found.tokenizer)
-        except upstream.CheckError as err:
+        except framework.CheckError as err:
             found.no_tokens = str(err)
             found.findings.append(Finding("not_tokenised", "fault", f"{part.prefix}{err}"))
             continue
@@ -142,12 +140,12 @@ def _leaks(found: Inspection, progress: Progress) -> list[Finding | None]:
         for part in parts:
             held_out += progress(facts(part), f"reading {part.name}", len(part.dataset))
         names = ", ".join(arguments.validation)
-        return [likeness.leaks(records, held_out, names), _unusable_validation(held_out, names)]
+        return [comparisons.leaks(records, held_out, names), _unusable_validation(held_out, names)]
     try:
-        rows = upstream.validation_rows([len(part.dataset) for part in found.parts], arguments)
-    except upstream.CheckError as err:
+        rows = framework.validation_rows([len(part.dataset) for part in found.parts], arguments)
+    except framework.CheckError as err:
         return [Finding("val_size", "fault", str(err))]
-    return [likeness.split_leaks(records, rows, arguments.data.val_size)] if rows else []
+    return [comparisons.split_leaks(records, rows, arguments.data.val_size)] if rows else []
 
 
 def _unusable_validation(records: Sequence[RecordFacts], names: str) -> Finding | None:

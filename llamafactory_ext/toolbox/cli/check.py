@@ -7,26 +7,28 @@ llamafactory-ext check train.jsonl --validation validation.jsonl --show 12
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.toolbox.check.gallery import Gallery
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.files import refuse_foreign, write_whole
 from llamafactory_ext.toolbox.check.inspection import Inspection
-from llamafactory_ext.toolbox.check.report import without_anomaly
+from llamafactory_ext.toolbox.check.page import GENERATOR, PAGE, Drawn, write_page
+from llamafactory_ext.toolbox.check.report import report, show, without_anomaly
 from llamafactory_ext.toolbox.cli.recipes import recipe
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
     USAGE,
     complain,
+    positive,
     print_table,
-    progress,
     refuse_other_words,
     say,
+    track,
 )
-from llamafactory_ext.toolbox.session.lengths import PARTS, histogram, percentiles
-from llamafactory_ext.toolbox.session.quiet import hush
+from llamafactory_ext.toolbox.session.silence import hush
+from llamafactory_ext.toolbox.session.tokens import PARTS, histogram, percentiles
 
 
 RECIPE = recipe("2080ti_qlora.yaml")
@@ -57,10 +59,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset-dir", metavar="DIR", help="folder of dataset_info.json; default: the recipe's")
     parser.add_argument("--validation", metavar="NAME", help="data set that training must not share a series with")
     parser.add_argument("--model", metavar="PATH", help="whose tokenizer is used; default: the recipe's")
-    parser.add_argument("--cutoff-len", type=_positive, metavar="N", help="default: the recipe's")
+    parser.add_argument("--cutoff-len", type=positive, metavar="N", help="default: the recipe's")
     parser.add_argument("--show", type=int, metavar="N", help="print record N (from 0) as the model sees it")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the series with their labels: index.html, PNG")
-    parser.add_argument("--plot-records", type=_positive, default=500, metavar="N", help="at most; default: 500")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the series with their labels: DIR/index.html")
+    parser.add_argument("--plot-records", type=positive, default=500, metavar="N", help="at most; default: 500")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write everything that was found")
     found = parser.parse_intermixed_args(arguments)
     refuse_other_words(parser, found.overrides, "; several data sets are given as one word: a,b")
@@ -71,21 +73,19 @@ def main() -> int:
     options = parse()
     hush()
     try:
-        from llamafactory_ext.toolbox.check.gallery_files import ForeignPageError, refuse_foreign
         from llamafactory_ext.toolbox.check.inspection import inspect
-        from llamafactory_ext.toolbox.check.show import show
-        from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, read_recipe
-        from llamafactory_ext.toolbox.session.upstream import CheckError
+        from llamafactory_ext.toolbox.session.framework import CheckError
+        from llamafactory_ext.toolbox.session.recipe import arguments, read_recipe
 
         if options.plot:
-            refuse_foreign(options.plot)
+            refuse_foreign(options.plot / PAGE, GENERATOR, "--plot")
         if options.report and not options.report.absolute().parent.is_dir():
             raise UsageError(f"{options.report.parent}: no such folder for the report")
         values = read_recipe(options.recipe, options.overrides)
         given = {"dataset_dir": options.dataset_dir, "model_name_or_path": options.model}
         given["cutoff_len"] = options.cutoff_len
         values |= {key: value for key, value in given.items() if value is not None}
-        found = inspect(arguments(values, options.dataset, options.validation), _track)
+        found = inspect(arguments(values, options.dataset, options.validation), track)
         if options.show is not None:
             for line in show(found, options.show):
                 say(line)
@@ -93,7 +93,7 @@ def main() -> int:
     except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
         complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
         return USAGE
-    except (UsageError, ForeignPageError) as err:
+    except UsageError as err:
         complain(f"error: {err}")
         return USAGE
     except CheckError as err:
@@ -104,37 +104,20 @@ def main() -> int:
 
 def _tell(found: Any, options: argparse.Namespace) -> int:
     """Prints the summary, then draws and writes what was asked for."""
-    from llamafactory_ext.toolbox.check.gallery import draw_gallery
-    from llamafactory_ext.toolbox.check.gallery_files import write_whole
-    from llamafactory_ext.toolbox.check.report import report
-
     print_summary(found, brief=options.show is not None)
-    gallery = None
+    drawn = None
     try:
         if options.plot:
-            gallery = draw_gallery(found, options.plot, options.dataset, options.plot_records, _track)
-            print_gallery(gallery)
+            drawn = write_page(found, options.plot, options.dataset, options.plot_records, track)
+            say(_what_is_drawn(drawn))
         if options.report:
-            text = json.dumps(report(found, gallery), ensure_ascii=False, indent=1, allow_nan=False)
-            write_whole(options.report, text + "\n")
+            text = json.dumps(report(found, drawn), ensure_ascii=False, indent=1, allow_nan=False)
+            write_whole(options.report, [text, "\n"])
             say(f"report: {options.report}")
     except OSError as err:
         complain(f"error: {err.filename or options.plot or options.report} can't be written: {err.strerror or err}")
         return USAGE
     return FAULTS if found.has_faults else DONE
-
-
-def _track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
-    """Passes the items on, with a bar on standard error."""
-    with progress() as bars:
-        yield from bars.track(items, total=count, description=text)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 _NAMED = 5
@@ -150,17 +133,10 @@ def print_summary(found: Inspection, brief: bool = False) -> None:
     _print_findings(found)
 
 
-def print_gallery(gallery: Gallery) -> None:
-    """Says where the pictures are, what is not on them, and what their type numbers mean."""
-    drawn = len(gallery.sheets)
-    part = (
-        "" if drawn == gallery.records else f"{drawn} of {gallery.records} records drawn (--plot-records raises it); "
-    )
-    count = len({name for names in gallery.sheets.values() for name in names})
-    say(f"{part}{gallery.folder / 'index.html'} and {count} contact sheet{'s' * (count != 1)}")
-    if gallery.keys:
-        key = ", ".join(f"{number} {name or '(no type)'}" for number, name in gallery.keys.items())
-        say(f"no font with these characters is installed, so the sheets number the types: {key}")
+def _what_is_drawn(drawn: Drawn) -> str:
+    page = drawn.folder / PAGE
+    some = f"{drawn.records} of {drawn.of} records drawn (--plot-records raises it); {page}"
+    return str(page) if drawn.records == drawn.of else some
 
 
 def _print_counts(found: Inspection) -> None:

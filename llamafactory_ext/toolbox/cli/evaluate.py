@@ -7,10 +7,12 @@ llamafactory-ext evaluate saves/predict/generated_predictions.jsonl --out scores
 import argparse
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.files import refuse_foreign, write_whole
 from llamafactory_ext.toolbox.cli.recipes import recipe
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
@@ -18,20 +20,20 @@ from llamafactory_ext.toolbox.cli.terminal import (
     USAGE,
     complain,
     print_table,
-    progress,
     refuse_other_words,
     say,
+    track,
 )
-from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
-from llamafactory_ext.toolbox.evaluate.result import Evaluation
-from llamafactory_ext.toolbox.session.quiet import hush
-from llamafactory_ext.toolbox.session.recipe import UsageError, read_recipe
+from llamafactory_ext.toolbox.evaluate.judging import Evaluation
+from llamafactory_ext.toolbox.evaluate.page import GENERATOR, PAGE, write_page
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, read_predictions
 from llamafactory_ext.toolbox.session.recipe import arguments as dataset_arguments
+from llamafactory_ext.toolbox.session.recipe import read_recipe
+from llamafactory_ext.toolbox.session.silence import hush
 
 
 RECIPE = recipe("predict.yaml")
 NEEDED = ("aeon", "telemeval")
-PAGE, GENERATOR = "index.html", 'content="llamafactory_ext evaluate"'
 
 DESCRIPTION = """
 Scores predicted intervals against labelled ones: events (one-to-one overlap), range-based, affiliation and point-wise
@@ -76,12 +78,11 @@ def main() -> int:
     try:
         _refuse(options)
         hush()
-        from llamafactory_ext.toolbox.evaluate.predictions import read_predictions
         from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
         predictions = read_predictions(options.predictions)
         sources = _sources(options) if options.dataset else None
-        found = evaluate(predictions, sources, dataset=options.dataset or "", salvage=options.salvage, progress=_track)
+        found = evaluate(predictions, sources, dataset=options.dataset or "", salvage=options.salvage, progress=track)
     except UsageError as err:
         complain(f"error: {err}")
         return USAGE
@@ -98,11 +99,7 @@ def _refuse(options: argparse.Namespace) -> None:
         raise UsageError(f"no module {', '.join(missing)}; install what scores need: pip install '.[evaluate]'")
     if not options.predictions.is_file():
         raise UsageError(f"{options.predictions}: no such file")
-    if options.out.exists() and not options.out.is_dir():
-        raise UsageError(f"{options.out} is a file; name a folder with --out")
-    page = options.out / PAGE
-    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:1000]:
-        raise UsageError(f"{page} was not written by this tool; name another folder with --out")
+    refuse_foreign(options.out / PAGE, GENERATOR, "--out")
 
 
 def _sources(options: argparse.Namespace) -> list[Any]:
@@ -121,9 +118,6 @@ def _sources(options: argparse.Namespace) -> list[Any]:
 
 def _write(found: Any, options: argparse.Namespace) -> int:
     """Prints the summary, after both files are there."""
-    from llamafactory_ext.files import write_whole
-    from llamafactory_ext.toolbox.evaluate.page import write_page
-
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
@@ -135,12 +129,6 @@ def _write(found: Any, options: argparse.Namespace) -> int:
     print_scores(found)
     say(f"{options.out / 'scores.json'}, {options.out / PAGE}")
     return DONE
-
-
-def _track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
-    """Passes the items on, with a bar on standard error."""
-    with progress() as bars:
-        yield from bars.track(items, total=count, description=text)
 
 
 _KINDS = ("event", "range", "affiliation", "point")

@@ -14,12 +14,13 @@ from llamafactory_ext.toolbox.cli.terminal import (
     FAULTS,
     USAGE,
     complain,
+    positive,
     print_table,
     refuse_other_words,
     say,
 )
 from llamafactory_ext.toolbox.plan.planning import Plan
-from llamafactory_ext.toolbox.session.quiet import hush
+from llamafactory_ext.toolbox.session.silence import hush
 
 
 DESCRIPTION = """
@@ -42,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, as for llamafactory-cli train")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe, as for training")
     parser.add_argument("--gpu", metavar="CARD", help="2080ti, 3060, 3090, a100, …, or GiB; default: the card found")
-    parser.add_argument("--processes", type=_positive, metavar="N", help="that train together; default: one a card")
+    parser.add_argument("--processes", type=positive, metavar="N", help="that train together; default: one a card")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, and nothing else")
     found = parser.parse_intermixed_args(arguments)
     refuse_other_words(parser, found.overrides)
@@ -53,10 +54,10 @@ def main() -> int:
     options = parse()
     hush()
     try:
+        from llamafactory_ext.errors import UsageError
         from llamafactory_ext.toolbox.plan.data import DataError
         from llamafactory_ext.toolbox.plan.planning import make_plan
         from llamafactory_ext.toolbox.plan.report import report
-        from llamafactory_ext.toolbox.session.recipe import UsageError
 
         plan = make_plan(options.recipe, options.overrides, options.gpu, options.processes)
     except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
@@ -73,13 +74,6 @@ def main() -> int:
     else:
         print_plan(plan)
     return DONE if plan.verdict.fits and not plan.has_faults else FAULTS
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def print_plan(plan: Plan) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 def recipe(name: str) -> Path:
     """Returns the path of a recipe: in this folder's ``yaml/``, in the clone, or as the wheel has installed it."""
     here, clone = Path("yaml", name), Path(__file__).parents[3] / "yaml" / name
-    found = next((path for path in (here, clone) if path.is_file()), None)
+    found = next((path.absolute() for path in (here, clone) if path.is_file()), None)
     return found or next((path for path in installed("yaml") if path.name == name), here)
 
 

@@ -3,8 +3,8 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,6 +53,20 @@ def progress() -> Progress:
     """A progress display on standard error, gone when the work is done, silent where that is no terminal."""
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*bar, console=_errors, transient=True, disable=not _errors.is_terminal)
+
+
+def track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
+    """Passes the items on, with a bar on standard error."""
+    with progress() as bars:
+        yield from bars.track(items, total=count, description=text)
+
+
+def positive(text: str) -> int:
+    """Read an option that is a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def run(main: Callable[[], int]) -> NoReturn:

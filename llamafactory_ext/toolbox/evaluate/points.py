@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamafactory_ext.gdsh.readings import UNREADABLE, read_answer
-from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
-from llamafactory_ext.toolbox.evaluate.predictions import Prediction
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction
 
 
 _PICTURES = re.compile(r"record \d+ \((.+)\)")  # the converter's name of an annotation record
@@ -28,25 +27,25 @@ class Source:
 
 
 def read_sources(arguments: Any) -> list[Source]:
-    """Read the data sets of `check.recipe.Arguments`, LLaMA-Factory's own way; with `val_size`, what it holds out.
+    """Read the data sets of `session.recipe.Arguments`, LLaMA-Factory's own way; with `val_size`, what it holds out.
 
     Raises:
         EvaluateError: a file that can't be read, or a record that the predict run would have stopped at.
     """
-    from llamafactory_ext.toolbox.session import upstream
-    from llamafactory_ext.toolbox.session.reading import Part, read
+    from llamafactory_ext.toolbox.session import framework
+    from llamafactory_ext.toolbox.session.records import Part, read
 
     sources, counts = [], []
     try:
         for name, entry in arguments.entries.items():
-            part = Part(name, upstream.load(entry, arguments))
+            part = Part(name, framework.load(entry, arguments))
             counts.append(len(part.dataset))
             for record in read(part):
                 if record.notes["fault"]:
                     raise EvaluateError(f"data set {name}: {record.name}: {record.notes['fault']}")
                 sources.append(Source(_stems(record.name), record.answers[-1], tuple(record.series)))
-        held_out = upstream.validation_rows(counts, arguments)
-    except upstream.CheckError as err:
+        held_out = framework.validation_rows(counts, arguments)
+    except framework.CheckError as err:
         raise EvaluateError(f"data set {', '.join(arguments.entries)}: {err}") from err
     return [sources[row] for row in held_out] if held_out else sources
 

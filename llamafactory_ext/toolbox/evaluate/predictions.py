@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.gdsh.dialects import unique_keys
-from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
 
 
 KEYS = ("prompt", "predict", "label")
@@ -18,6 +17,10 @@ MAX_POINTS = 1 << 22
 
 # What `series.describe` puts in front of the patches of each series.
 _DESCRIPTION = re.compile(r"\[offset=[^|\[\]]+\|scaling=[^|\[\]]+\|length=(\d{1,18})\|[^\[\]]+\]")
+
+
+class EvaluateError(Exception):
+    """Predictions or data that can't be scored. The message tells file, line, what was found and what was expected."""
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,23 @@ from llamafactory_ext.gdsh.events import Interval
 from llamafactory_ext.gdsh.readings import STRICT
 from llamafactory_ext.plugin.versions import version
 from llamafactory_ext.toolbox.evaluate import baselines
-from llamafactory_ext.toolbox.evaluate.breakdown import by_point, by_type, of_answers
-from llamafactory_ext.toolbox.evaluate.confidence import LEVEL, RESAMPLES, confidence
-from llamafactory_ext.toolbox.evaluate.judging import Case, intervals, judge, read_case
+from llamafactory_ext.toolbox.evaluate.judging import Case, Evaluation, Judged, intervals, judge, read_case
 from llamafactory_ext.toolbox.evaluate.metrics import PACKAGES, score
 from llamafactory_ext.toolbox.evaluate.points import Source, check_order, point_names
 from llamafactory_ext.toolbox.evaluate.predictions import Prediction
-from llamafactory_ext.toolbox.evaluate.result import Evaluation, Judged
-from llamafactory_ext.toolbox.evaluate.tallies import Tally, add, counts_of, plain, tally
+from llamafactory_ext.toolbox.evaluate.tallies import (
+    LEVEL,
+    RESAMPLES,
+    Tally,
+    add,
+    by_point,
+    by_type,
+    confidence,
+    counts_of,
+    of_answers,
+    plain,
+    tally,
+)
 
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]

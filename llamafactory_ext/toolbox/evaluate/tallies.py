@@ -3,13 +3,21 @@
 Counts of events and points are summed first and scored then (micro average): long answers weigh more. Range and
 affiliation are scores of a record each and averaged over records, their F1 as well, which therefore is not the
 harmonic mean of the averaged precision and recall.
+
+Confidence intervals are a percentile bootstrap over points: a point (sensor) is drawn with all of its records, since
+they show the same machine and are no independent evidence.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llamafactory_ext.gdsh.events import total
+from llamafactory_ext.gdsh.readings import FORMS, STRICT
+from llamafactory_ext.toolbox.evaluate.judging import Case, intervals, judge_type, recall_of_type
 from llamafactory_ext.toolbox.evaluate.metrics import RecordScores
 
 
@@ -68,3 +76,98 @@ def _counted(counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         "precision": share(hits, hits + false_alarms),
         "recall": share(hits, hits + misses),
     }
+
+
+def by_point(names: Sequence[str], found: Sequence[RecordScores]) -> dict[str, Tally]:
+    """The sum over each point's records."""
+    groups: defaultdict[str, list[Tally]] = defaultdict(list)
+    for name, scores in zip(names, found, strict=True):
+        groups[name].append(tally(scores))
+    return {name: add(tallies) for name, tallies in groups.items()}
+
+
+def by_type(cases: Sequence[Case]) -> dict[str, dict[str, Any]]:
+    """Scores of each type over the records that have it, in label or prediction; the commonest label first.
+
+    A prediction counts for the type that it names. `recall_of_any_type` asks whether the place was found at all.
+    """
+    having: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        for name in case.types:
+            having[name].append(case)
+    found = {name: _one_type(name, group) for name, group in having.items()}
+    return dict(sorted(found.items(), key=lambda item: (-item[1]["labels"], item[0])))
+
+
+def of_answers(cases: Sequence[Case]) -> dict[str, Any]:
+    """How the answers could be read, and what was done to the intervals that they name."""
+    forms = {form: sum(case.reading.form == form for case in cases) for form in FORMS}
+    named_again = sum(len(case.predicted.inside) - len(intervals(case.predicted.inside)) for case in cases)
+    return {
+        "strict_json_rate": round(forms[STRICT] / len(cases), 6),
+        "answers": {
+            **forms,
+            "cut_off": sum(case.reading.cut_off for case in cases),
+            "intervals": sum(len(intervals(case.predicted.inside)) for case in cases),
+            "intervals_clipped": sum(case.predicted.clipped for case in cases),
+            "intervals_outside": sum(len(case.predicted.outside) for case in cases),
+            "intervals_named_again": named_again,
+            "entries_without_interval": sum(case.reading.without_interval for case in cases),
+        },
+        "labels": {
+            "intervals": sum(len(intervals(case.labels.inside)) for case in cases),
+            "intervals_clipped": sum(case.labels.clipped for case in cases),
+            "intervals_outside": sum(len(case.labels.outside) for case in cases),
+            "records_without": sum(not case.labels.inside for case in cases),
+        },
+    }
+
+
+def _one_type(name: str, cases: Sequence[Case]) -> dict[str, Any]:
+    sums = add(tally(judge_type(case, name)) for case in cases)
+    whatever = total(recall_of_type(case, name) for case in cases)
+    counts, labels = counts_of(sums), whatever.hits + whatever.misses
+    return {
+        "labels": labels,
+        "predicted": counts["hits"] + counts["false_alarms"],
+        "records": len(cases),
+        **plain(sums),
+        **counts,
+        "recall_of_any_type": round(whatever.hits / labels, 6) if labels else None,
+    }
+
+
+LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
+
+
+def confidence(points: Tally) -> dict[str, list[float]]:
+    """Low and high end of each metric's interval at `LEVEL`.
+
+    Arguments:
+        points: one row a point, the sum over its records; shape [points, 13].
+
+    Returns:
+        Nothing for fewer than two points: there is no spread to be seen.
+    """
+    from scipy.stats import bootstrap
+
+    if len(points) < 2:
+        return {}
+
+    def interval(name: str) -> list[float]:
+        def statistic(rows: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+            return metrics_of(points[rows].sum(axis=axis - 1))[name]  # behind the drawn rows lie the columns
+
+        found = bootstrap(
+            (np.arange(len(points)),),
+            statistic,
+            confidence_level=LEVEL,
+            n_resamples=RESAMPLES,
+            batch=100,  # 100 draws of 10,000 points are 100 MB
+            method="percentile",
+            vectorized=True,
+            random_state=SEED,
+        ).confidence_interval
+        return [round(float(found.low), 6), round(float(found.high), 6)]
+
+    return {name: interval(name) for name in METRICS}

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamafactory_ext.toolbox.plan.memory import Load
-from llamafactory_ext.toolbox.session import upstream
-from llamafactory_ext.toolbox.session.counting import count_tokens
-from llamafactory_ext.toolbox.session.lengths import Tokens
-from llamafactory_ext.toolbox.session.quiet import silence
-from llamafactory_ext.toolbox.session.reading import Part, facts
+from llamafactory_ext.toolbox.session import framework
 from llamafactory_ext.toolbox.session.recipe import Arguments
+from llamafactory_ext.toolbox.session.records import Part, facts
+from llamafactory_ext.toolbox.session.silence import silence
+from llamafactory_ext.toolbox.session.tokens import Tokens, count_tokens
 
 
 _TEMPLATE_TOKENS = 30  # roles and line ends of one question and its answer, and the default system prompt
@@ -59,18 +58,18 @@ def read_data(arguments: Arguments, patch_size: int) -> Data:
         DataError: training would stop: records that can't be used or do not fit, a split that is not possible.
     """
     try:
-        parts = [Part(name, upstream.load(entry, arguments)) for name, entry in arguments.entries.items()]
+        parts = [Part(name, framework.load(entry, arguments)) for name, entry in arguments.entries.items()]
         read = sum(len(part.dataset) for part in parts)
         try:
-            tokenizer = upstream.load_tokenizer(arguments)
-        except upstream.CheckError as err:
+            tokenizer = framework.load_tokenizer(arguments)
+        except framework.CheckError as err:
             return _estimate(parts, arguments, read, patch_size, str(err))
-    except upstream.CheckError as err:
+    except framework.CheckError as err:
         raise DataError(str(err)) from err
     return _tokenise(arguments, tokenizer, read)
 
 
-def _tokenise(arguments: Arguments, tokenizer: upstream.Tokenizer, read: int) -> Data:
+def _tokenise(arguments: Arguments, tokenizer: framework.Tokenizer, read: int) -> Data:
     from llamafactory.data import get_dataset
 
     with silence():
@@ -105,8 +104,8 @@ def _estimate(parts: Sequence[Part], arguments: Arguments, read: int, patch_size
             patches = sum(math.ceil(series.length / patch_size) for series in one.series)
             tokens.append(Tokens(text, patches, one.answer_characters))
     try:
-        held = set(upstream.validation_rows([len(part.dataset) for part in parts], arguments))
-    except upstream.CheckError as err:
+        held = set(framework.validation_rows([len(part.dataset) for part in parts], arguments))
+    except framework.CheckError as err:
         raise DataError(str(err)) from err
     kept = [one for row, one in enumerate(tokens) if row not in held]
     return Data(read, len(kept), len(held), kept, why)

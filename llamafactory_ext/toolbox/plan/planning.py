@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.plan import cards, files, rates
 from llamafactory_ext.toolbox.plan.cards import Card
 from llamafactory_ext.toolbox.plan.data import Data, read_data
@@ -13,7 +14,7 @@ from llamafactory_ext.toolbox.plan.preflight import Check, check
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.steps import Steps, count_steps
 from llamafactory_ext.toolbox.plan.verdict import Change, Verdict, faster, judge, recommend
-from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, check_method, read_recipe
+from llamafactory_ext.toolbox.session.recipe import arguments, check_method, read_recipe
 
 
 @dataclass(frozen=True)

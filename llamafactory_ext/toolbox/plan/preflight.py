@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.plan.cards import Card
 from llamafactory_ext.toolbox.plan.recipe import Recipe
-from llamafactory_ext.toolbox.session.recipe import UsageError
 from llamafactory_ext.training.whole_checkpoints import last_whole
 
 

@@ -7,10 +7,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.plan.memory import Settings
 from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
 from llamafactory_ext.toolbox.plan.steps import Rhythm
-from llamafactory_ext.toolbox.session.recipe import UsageError
 
 
 # LLaMA-Factory's defaults where they are not those of the fields' types here.
@@ -137,7 +137,7 @@ class Recipe:
 @cache  # of all recipes and overrides that are tried: where no network is, asking takes half a minute
 def _config_of(model: str, revision: str | None, cache_dir: str | None) -> dict[str, Any] | None:
     from llamafactory_ext.model import read_config
-    from llamafactory_ext.toolbox.session.quiet import silence
+    from llamafactory_ext.toolbox.session.silence import silence
 
     with silence():
         try:

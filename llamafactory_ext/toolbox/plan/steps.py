@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from llamafactory_ext.toolbox.session.quiet import silence
+from llamafactory_ext.toolbox.session.silence import silence
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.toolbox.session.quiet import silence
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.toolbox.session.silence import silence
 
 
 # Of the model's keys those that its tokenizer is loaded with; the rest (quantization, kernels) may ask for a card.
@@ -27,10 +28,6 @@ _MODEL_KEYS = {
 }
 # Of the data's keys not these: the first would be read or written instead of the data, the second needs max_steps.
 _LEFT_OUT = {"tokenized_path", "streaming", "buffer_size"}
-
-
-class UsageError(Exception):
-    """The command is wrong, not the data."""
 
 
 @dataclass(frozen=True)

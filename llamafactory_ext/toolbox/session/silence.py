@@ -24,7 +24,6 @@ def hush() -> None:
         "TOKENIZERS_PARALLELISM": "false",  # or every worker process warns that it was forked
     }.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells which weight it took instead
 
 
 @contextlib.contextmanager

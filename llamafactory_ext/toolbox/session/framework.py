@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.toolbox.session.quiet import silence
 from llamafactory_ext.toolbox.session.recipe import Arguments
+from llamafactory_ext.toolbox.session.silence import silence
 
 
 _SECONDS = 5

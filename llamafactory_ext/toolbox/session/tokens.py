@@ -1,11 +1,17 @@
-"""Token lengths: their parts, their percentiles, and a histogram in characters."""
+"""The tokens that LLaMA-Factory makes of records, by what they stand for; their percentiles, and a histogram."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llamafactory_ext.toolbox.check.findings import percentile
+from llamafactory_ext.data.entries import NOTES
+from llamafactory_ext.series import PATCH_TOKEN
+from llamafactory_ext.toolbox.session.framework import Tokenizer, tokenise
+from llamafactory_ext.toolbox.session.recipe import Arguments
+from llamafactory_ext.toolbox.session.records import BATCH, Part
 
 
 PARTS = ("text", "series", "answer", "whole")
@@ -33,6 +39,11 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
     """Returns min, median, p95, p99 and max of one or more values, each of them one of the values."""
     shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: percentile(values, share) for name, share in shares.items()}
+
+
+def percentile(values: Sequence[int], share: float) -> int:
+    """Returns the smallest of `values` that at least `share` of them do not exceed."""
+    return int(np.percentile(np.asarray(values), 100 * share, method="inverted_cdf"))
 
 
 def histogram(values: Sequence[int], limit: int | None, rows: int = 12, width: int = 50) -> list[str]:
@@ -83,3 +94,35 @@ def round_step(step: float) -> int:
             if factor * power >= step:
                 return factor * power
         power *= 10
+
+
+IGNORED = -100
+"""The label of a token that is not trained on."""
+
+
+def tokenise_part(part: Part, rows: Sequence[int], arguments: Arguments, tokenizer: Tokenizer) -> Any:
+    """Returns rows of a part, tokenised in full by LLaMA-Factory.
+
+    Raises:
+        CheckError: see `framework.tokenise`.
+    """
+    # The whole part as it is, so that datasets finds it in its cache when the training run asks for the same.
+    chosen = part.dataset if len(rows) == len(part.dataset) else part.dataset.select(rows)
+    return tokenise(chosen.remove_columns([NOTES]), arguments, tokenizer)
+
+
+def count_tokens(tokenised: Any, tokenizer: Tokenizer) -> list[Tokens]:
+    """Returns the token lengths of each row of a tokenised data set."""
+    patch = tokenizer.tokenizer.convert_tokens_to_ids(PATCH_TOKEN)
+    counted = []
+    arrow = tokenised.select_columns(["input_ids", "labels"]).with_format("arrow")
+    for start in range(0, len(tokenised), BATCH):
+        table = arrow[start : start + BATCH]
+        ids, labels = (table[name].combine_chunks() for name in ("input_ids", "labels"))
+        ends = np.cumsum([0, *ids.value_lengths().to_pylist()])
+        patches = ids.flatten().to_numpy() == patch
+        answers = (labels.flatten().to_numpy() != IGNORED) & ~patches
+        for first, last in itertools.pairwise(ends.tolist()):
+            series, answer = int(patches[first:last].sum()), int(answers[first:last].sum())
+            counted.append(Tokens(last - first - series - answer, series, answer))
+    return counted

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
+from llamafactory_ext.data.formats.format import contradicting
 from llamafactory_ext.toolbox.check.findings import Finding, Place, Records
-from llamafactory_ext.toolbox.session.facts import RecordFacts
 
 
 _NAMED = 3
@@ -12,8 +12,7 @@ _NAMED = 3
 
 def contradictions(records: Records) -> Finding | None:
     """Records with the same series and prompt, but different answers: no model can satisfy them all."""
-    asked = _groups((row, (_digests(one), one.prompt)) for row, one in enumerate(records) if one.series)
-    groups = [rows for rows in asked if len({records[row].answer for row in rows}) > 1]
+    groups = contradicting((one.asked, one.answered) for one in records)
     places = _places(groups, records, "also asked in")
     text = f"{len(places)} records contradict one another: {len(groups)} times the same series and prompt have"
     advice = "llamafactory-ext prepare --merge-points makes one record of them, with all their anomalies"
@@ -23,7 +22,7 @@ def contradictions(records: Records) -> Finding | None:
 def duplicates(records: Records) -> Finding | None:
     """Records that are the same in series, prompt and answer."""
     usable = ((row, one) for row, one in enumerate(records) if not one.fault)
-    groups = _groups((row, (_digests(one), one.prompt, one.answer)) for row, one in usable)
+    groups = _groups((row, (one.asked, one.answered)) for row, one in usable)
     places = _places(groups, records, "the same as")
     text = f"{len(places)} records are {len(groups)} records, given several times"
     return Finding("duplicate", "notice", text, places) if groups else None
@@ -65,10 +64,6 @@ def split_leaks(records: Records, validation_rows: Sequence[int], val_size: floa
     text = f"val_size: {val_size:g} splits by record: {len(both)} series would be in training and in validation"
     advice = "llamafactory-ext prepare --split parts by series; name its second file as eval_dataset and drop val_size"
     return Finding("leak", "fault", text, places, advice) if both else None
-
-
-def _digests(record: RecordFacts) -> tuple[bytes, ...]:
-    return tuple(one.digest for one in record.series)
 
 
 def _groups(keyed: Iterable[tuple[int, Hashable]]) -> list[list[int]]:
