@@ -347,7 +347,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return read[key]
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.point.read_series", read_once)
+    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.points.read_series", read_once)
 
 
 @pytest.mark.usefixtures("quick")

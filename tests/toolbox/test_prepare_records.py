@@ -25,8 +25,9 @@ from helpers_prepare import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import read_annotations
-from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 from llamafactory_ext.toolbox.prepare.report import summarise
 
 

@@ -10,9 +10,10 @@ from conftest import ROOT
 from helpers_prepare import entry, leftovers, record, reply, run_tool, write_data
 
 from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import index_series
-from llamafactory_ext.toolbox.prepare import Options, UsageError, prepare
-from llamafactory_ext.toolbox.prepare.lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
+from llamafactory_ext.toolbox.prepare import Options, prepare
+from llamafactory_ext.toolbox.prepare.reading import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
 
 
 @pytest.fixture
@@ -94,8 +95,8 @@ def test_other_entries_and_their_order_stay_and_the_old_file_is_kept(root: Path)
     ("text", "message"),
     [
         ('{"a": 1,}', "line 1, column"),
-        ('{"a": 1, "a": 2}', "'a' occurs twice"),
-        ('{"b": {"k": 1, "k": 2}}', "'k' occurs twice"),
+        ('{"a": 1, "a": 2}', "a key occurs twice in one object: 'a'"),
+        ('{"b": {"k": 1, "k": 2}}', "a key occurs twice in one object: 'k'"),
         ("[]", "not a JSON object"),
         ("", "not valid JSON"),
         ("[" * 100_000, "cannot be kept"),

@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.cli import terminal
-from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
 
 SHOWN = 20  # faults on the terminal; the report has them all

@@ -3,12 +3,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
+
 
 SMALLEST = 8  # points that a thinned series must be allowed: fewer have no shape left
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given, whatever the data; nothing was read or written."""
 
 
 class PrepareError(RuntimeError):

@@ -13,16 +13,58 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.files import writing
 from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, read_annotations, show_pictures
 
-from .lines import GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 from .options import Options
-from .records import Fault, Record
 from .sources import Source, Sources, own_picture
-from .writing import telling
 
 
+CHATTS_COLUMNS, GDSH_COLUMNS = FORMATS["chatts"].columns, FORMATS["gdsh"].columns
+GDSH_TAGS = {
+    tag: name for tag, name in FORMATS["gdsh"].tags.items() if tag != "system_tag"
+}  # that one is upstream's default
+SYSTEM = "system"
 _USER, _ASSISTANT = GDSH_TAGS["user_tag"], GDSH_TAGS["assistant_tag"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One annotation record that has a prompt, an answer and its CSV files."""
+
+    file: str
+    """The annotation file."""
+    index: int
+    """Its place in that file, from 0."""
+    pictures: tuple[str, ...]
+    """As the record names them."""
+    series: tuple[str, ...]
+    """Path of the CSV file of each picture: the record's point."""
+    images: tuple[str, ...]
+    """The pictures' names in cleaned annotations: each CSV file's own, so that it is found by equal name."""
+    system: str
+    prompt: str
+    answer: str
+    rewritten: int
+    without_interval: int
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a record, or with a whole annotation file."""
+
+    file: str
+    record: int | None
+    """None: the whole file cannot be read."""
+    picture: str
+    fault: str
+
+
+def fault_of(record: Record, error: object) -> Fault:
+    """Tell a fault of `record`."""
+    return Fault(record.file, record.index, show_pictures(record.pictures), str(error))
 
 
 @dataclass
@@ -55,9 +97,9 @@ def spooling() -> Iterator[Spool]:
     """Give an empty spool, whose file is gone when the block ends.
 
     Raises:
-        PrepareError: there is no room for temporary files.
+        WriteError: there is no room for temporary files.
     """
-    with telling(Path(tempfile.gettempdir())):
+    with writing(Path(tempfile.gettempdir())):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     with file:
         yield Spool(file)
@@ -67,7 +109,7 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
     """Read all annotation files into `spool`; faults are collected there.
 
     Raises:
-        PrepareError: no room for temporary files.
+        WriteError: no room for temporary files.
     """
     tasks: dict[tuple[str, ...], list[int]] = {}
     names: dict[str, str | GdshError] = {}
@@ -156,7 +198,7 @@ def _name(file: SeriesFile, catalogue: SeriesIndex, names: dict[str, str | GdshE
 
 
 def _append(file: BinaryIO, record: bytes) -> int:
-    with telling(Path(tempfile.gettempdir())):
+    with writing(Path(tempfile.gettempdir())):
         offset = file.tell()
         file.write(len(record).to_bytes(4, "big") + record)
     return offset

@@ -1,16 +1,58 @@
-"""The report: one run in numbers, for machines (JSON) and, in part, for the tables on the terminal."""
+"""The report: what was counted along the way, and one run in numbers, for machines (JSON) and for the terminal."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from .merging import RULE
 from .options import Options
-from .reading import Spool
-from .tally import Tally
+from .reading import Fault, Spool
 
 
-FAULTY = "faulty"
+RULE = (
+    "union of all intervals, each named once, sorted; same type: the first record's entry stays; different types: "
+    "the type that most records give, a tie goes to the record that comes first"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prepared record."""
+
+    chatts: bytes
+    """Its line of the ChatTS file, without the line's end; empty where none is asked for."""
+    gdsh: bytes
+    """The same for cleaned annotations."""
+    digests: tuple[bytes, ...]
+    """Of each of its series, whole as in the CSV file; empty where there is no split."""
+
+
+@dataclass
+class Tally:
+    """Counts of texts and lengths, so that it stays small however many records were counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    interval_lengths: Counter[int] = field(default_factory=Counter)
+    """In rows of the written series."""
+    series_lengths: Counter[int] = field(default_factory=Counter)
+    gaps: dict[str, int] = field(default_factory=dict)
+    """CSV files with cells that were filled in, and how many."""
+    faults: list[Fault] = field(default_factory=list)
+    conflicts: list[dict[str, object]] = field(default_factory=list)
+    too_long: list[dict[str, object]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        """Add what `other` counted; its lines are not taken over."""
+        self.counts.update(other.counts)
+        self.types.update(other.types)
+        self.interval_lengths.update(other.interval_lengths)
+        self.series_lengths.update(other.series_lengths)
+        self.gaps.update(other.gaps)
+        self.faults += other.faults
+        self.conflicts += other.conflicts
+        self.too_long += other.too_long
 
 
 def make_report(
@@ -31,7 +73,7 @@ def make_report(
     counts = tally.counts
     faults = [*spool.faults, *tally.faults]
     faulty = sum(fault.record is not None for fault in faults)
-    dropped = dict(spool.dropped) | ({FAULTY: faulty} if faulty else {})
+    dropped = dict(spool.dropped) | ({"faulty": faulty} if faulty else {})
     return {
         "done": bool(written),
         "options": options.as_dict(),

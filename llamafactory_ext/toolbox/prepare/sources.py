@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import GdshError, SeriesFile, SeriesIndex, index_files, index_series
 
-from .options import Options, UsageError
+from .options import Options
 
 
 _SUFFIXES = (".json", ".jsonl")

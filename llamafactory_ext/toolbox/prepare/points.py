@@ -9,28 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llamafactory_ext.gdsh import (
-    Anomaly,
-    GdshError,
-    read_series,
-    show_pictures,
-    write_answer,
-)
+import orjson
 
-from .lines import chatts_line, gdsh_line
-from .merging import without_equals
+from llamafactory_ext.gdsh import Anomaly, GdshError, read_series, show_pictures, write_answer
+from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
+
 from .options import Options
-from .records import Record, fault_of
-from .resampling import (
-    Floats,
-    choose_normal,
-    choose_rows,
-    cut_anomalies,
-    lay_windows,
-    thin_anomalies,
-)
-from .samples import Sample, merge_samples, read_sample
-from .tally import Line, Tally
+from .reading import SYSTEM, Record, fault_of
+from .report import Line, Tally
+from .resampling import Floats, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
+from .samples import Sample, merge_samples, read_sample, without_equals
 
 
 def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, with_system: bool) -> Tally:
@@ -138,3 +126,30 @@ def _write(
         gdsh=gdsh_line(record.images, sample.prompt, text, record.system) if options.annotations else b"",
         digests=(),
     )
+
+
+def chatts_line(prompt: str, answer: str, series: Sequence[Floats], system: str | None) -> bytes:
+    """Write a ChatTS record; numbers are floats in their shortest form that reads back to the same.
+
+    Args:
+        prompt: with one marker for each series.
+        answer: JSON text.
+        series: each of shape (rows,), finite.
+        system: None leaves the key out: all records of a file must have the same keys.
+    """
+    record: dict[str, object] = {"input": prompt, "output": answer, "timeseries": list(series)}
+    if system is not None:
+        record[SYSTEM] = system
+    line: bytes = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)
+    return line
+
+
+def gdsh_line(images: Sequence[str], prompt: str, answer: str, system: str) -> bytes:
+    """Write an annotation record; the markers of its prompt become places of pictures again."""
+    turns = [("user", prompt.replace(MARKER, IMAGE)), ("assistant", answer)]
+    if system:
+        turns.insert(0, (SYSTEM, system))
+    messages = [{"from": role, "value": text} for role, text in turns]
+    image = images[0] if len(images) == 1 else list(images)
+    line: bytes = orjson.dumps({"image": image, "conversations": messages})
+    return line
