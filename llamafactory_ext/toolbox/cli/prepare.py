@@ -14,11 +14,16 @@ from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 SHOWN = 20  # faults on the terminal; the report has them all
 
 DESCRIPTION = """\
-Reads annotations (JSON) and series (one CSV a sensor), checks every record, and writes them as training data:
-ChatTS records (--out), cleaned annotations (--annotations), or both. All answers become valid JSON.
+Reads annotations (JSON) and series (one CSV a sensor), or ChatTS records that hold their series, checks every record,
+and writes them as training data: ChatTS records (--out), cleaned annotations (--annotations), or both. All answers
+become valid JSON.
 
 ROOT holds json/*.json (or .jsonl) and timeseries/, with sub-folders as they come: the pictures of json/X.json are
 looked for in timeseries/X first and then beside it, or in all of timeseries/ where there is no such folder.
+In its place FILE.jsonl may be named: ChatTS records, an object a line with input, output and timeseries.
+
+Each record written names its sensor (name) and which rows of its series the points are (rows: the first one where
+the others follow it, else all of them). Training passes over both.
 
 Nothing is written if a record has a fault, unless --drop-faulty is given. Outputs appear all at once, at the end.
 """
@@ -47,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("what is read").add_argument
-    add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/")
+    add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/, or FILE.jsonl")
     add("--json", nargs="+", type=Path, metavar="PATH", default=[], help="annotation files or folders, not ROOT/json")
     add("--series", nargs="+", type=Path, metavar="PATH", default=[], help="CSV files or folders; only these are used")
     add = parser.add_argument_group("what is written (at least one of --out and --annotations)").add_argument
@@ -83,7 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--split",
         type=float,
         metavar="FRACTION",
-        help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides",
+        help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides, nor "
+        "windows of one that overlap; types of anomalies are spread over both",
     )
     add("--seed", type=int, default=0, help="another one, another split; default: 0")
     add = parser.add_argument_group("shorter series (--out only)").add_argument
@@ -154,10 +160,14 @@ def show(report: dict[str, Any]) -> None:
     terminal.print_table("Records", ("", "number"), rows)
     if report["types"]:
         total = report["intervals"] or 1
+        sides = report["split"].get("types", {})
         terminal.print_table(
             "Anomalies",
-            ("type", "number", "%"),
-            [(kind or "(none)", number, f"{100 * number / total:.1f}") for kind, number in report["types"].items()],
+            ("type", "number", "%", *(("training", "validation") if sides else ())),
+            [
+                (kind or "(none)", number, f"{100 * number / total:.1f}", *sides.get(kind, {}).values())
+                for kind, number in report["types"].items()
+            ],
         )
     columns = ("min", "median", "p95", "max", "count")
     lengths = [("series", report["series_lengths"]), ("intervals", report["interval_lengths"])]

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from llamafactory_ext.files import Drafts, writing
 
 from .options import Options, PrepareError
 from .report import Line
-from .splitting import choose_validation
+from .splitting import Keys, choose_validation
 
 
 @dataclass
@@ -25,7 +25,11 @@ class Outputs:
     """With a split: all records of `out` and of `annotations`, one after another, in nameless files beside them."""
     _sizes: dict[str, list[int]] = field(default_factory=dict)
     """Of the records in a spool, in bytes."""
-    _digests: list[tuple[bytes, ...]] = field(default_factory=list)
+    _keys: list[Keys] = field(default_factory=list)
+    _types: list[tuple[str, ...]] = field(default_factory=list)
+    split: dict[str, Any] = field(default_factory=dict)
+    """Of a split, once it is made: `groups` that had to stay together, and `types`, how many anomalies of each there
+    are on either side."""
 
     def add(self, line: Line) -> None:
         """Take one more record.
@@ -46,7 +50,8 @@ class Outputs:
                 self._spools[name].write(forms[name])
             self._sizes.setdefault(name, []).append(len(forms[name]))
         if self.options.split is not None:
-            self._digests.append(line.digests)
+            self._keys.append(line.keys)
+            self._types.append(line.types)
 
     def finish(self) -> None:
         """Sort the records of a split into training and validation, and end each output.
@@ -56,7 +61,8 @@ class Outputs:
             WriteError: a record cannot be written.
         """
         if self.options.split is not None:
-            validates = choose_validation(self._digests, self.options.split, self.options.seed)
+            validates, groups = choose_validation(self._keys, self._types, self.options.split, self.options.seed)
+            self.split = {"groups": groups, "types": _sides(self._types, validates)}
             if not any(validates):
                 raise PrepareError(
                     "--split: all records belong together by their series, so that none can be set apart for "
@@ -79,6 +85,15 @@ class Outputs:
         with writing(target):
             self._files[name].write((between if self.written[name] else before) + record)
         self.written[name] += 1
+
+
+def _sides(types: list[tuple[str, ...]], validates: list[bool]) -> dict[str, dict[str, int]]:
+    sides = {
+        side: Counter(kind for kinds, apart in zip(types, validates, strict=True) if apart is side for kind in kinds)
+        for side in (False, True)
+    }
+    most = (sides[False] + sides[True]).most_common()
+    return {kind: {"training": sides[False][kind], "validation": sides[True][kind]} for kind, _ in most}
 
 
 def _is_list(name: str) -> bool:

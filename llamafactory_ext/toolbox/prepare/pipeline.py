@@ -72,7 +72,7 @@ def _prepare(options: Options, progress: Progress) -> dict[str, Any]:
                 progress(done, len(spool.points))
             if not _stopped(spool, tally, options):
                 return _finish(spool, tally, outputs, sources, options)
-    report = make_report(options, spool, tally, {}, registered=False)
+    report = make_report(options, spool, tally, {}, {}, registered=False)
     _write_report(options, report)
     return report
 
@@ -89,7 +89,7 @@ def _finish(spool: Spool, tally: Tally, outputs: Outputs, sources: Sources, opti
         raise PrepareError(_nothing_left(spool, tally))
     outputs.finish()
     registered = draft_registry(outputs.drafts, options, sources.folder, spool.with_system)
-    report = make_report(options, spool, tally, outputs.written, registered)
+    report = make_report(options, spool, tally, outputs.written, outputs.split, registered)
     if options.report:
         outputs.drafts.write_json(options.report, report)
     outputs.drafts.commit()

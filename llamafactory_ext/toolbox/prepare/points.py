@@ -3,22 +3,25 @@
 Runs in worker processes: what comes in and goes out can be pickled, and nothing is shared.
 """
 
-import hashlib
+import json
 import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import orjson
 
+from llamafactory_ext.data.formats.chatts import NAME, ROWS, original_rows, shorten_rows
 from llamafactory_ext.gdsh import Anomaly, GdshError, read_series, show_pictures, write_answer
 from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
 
 from .options import Options
-from .reading import SYSTEM, Record, fault_of
+from .reading import CHATTS_COLUMNS, SYSTEM, Record, fault_of
 from .report import Line, Tally
-from .resampling import Floats, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
+from .resampling import Floats, Indices, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
 from .samples import Sample, merge_samples, read_sample, without_equals
+from .splitting import Keys, series_keys, text_key
 
 
 def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, with_system: bool) -> Tally:
@@ -47,20 +50,22 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
             tally.faults.append(fault_of(record, error))
     if len(samples) > 1 and options.merge_points:
         samples = [merge_samples(samples, tally)]
-    digests = tuple(_digest(values) for values in series) if options.split is not None else ()
+    keys = _keys(records, series) if options.split is not None else np.zeros(0, dtype=np.uint64)
+    longest = max(map(len, series))
+    rows = original_rows(records[0].rows, longest)
     for sample in samples:
         tally.counts["prepared"] += 1
-        for start, stop, anomalies in _windows(sample.anomalies, max(map(len, series)), options, tally.counts):
-            whole = options.window is None
-            part = series if whole else [values[start:stop] for values in series]
-            place = {} if whole else {"window": [start, stop - 1]}
-            line = _write(replace(sample, anomalies=anomalies), part, place, options, with_system, tally)
-            tally.lines.append(replace(line, digests=digests))
+        for start, stop, anomalies in _windows(sample.anomalies, longest, options, tally.counts):
+            part = [values[start:stop] for values in series]
+            line = _write(replace(sample, anomalies=anomalies), part, rows[start:stop], options, with_system, tally)
+            tally.lines.append(replace(line, keys=keys))
     return tally
 
 
 def _read_point(record: Record, tally: Tally) -> list[Floats]:
-    """Read each CSV file of the point, once."""
+    """The series of the point, each CSV file read once."""
+    if record.values:
+        return list(record.values)
     read = {}
     for path in dict.fromkeys(record.series):
         read[path] = read_series(path)
@@ -69,9 +74,12 @@ def _read_point(record: Record, tally: Tally) -> list[Floats]:
     return [read[path].values for path in record.series]
 
 
-def _digest(values: Floats) -> bytes:
-    # + 0.0 makes -0.0 and 0.0, which are the same to every reader, the same bytes.
-    return hashlib.blake2b((values + 0.0).tobytes(), digest_size=16).digest()
+def _keys(records: Sequence[Record], series: list[Floats]) -> Keys:
+    """What the split knows the point by: its values, and the names of ChatTS records, which may be windows of one."""
+    names = {
+        text_key(record.name.encode(errors="surrogatepass")) for record in records if record.values and record.name
+    }
+    return np.concatenate([np.array(sorted(names), dtype=np.uint64), *map(series_keys, series)])
 
 
 def _windows(
@@ -92,17 +100,17 @@ def _windows(
 def _write(
     sample: Sample,
     series: list[Floats],
-    place: dict[str, list[int]],
+    original: Indices,
     options: Options,
     with_system: bool,
     tally: Tally,
 ) -> Line:
-    """Thin a sample where asked for, and write it; `place` says which window it is, for the report."""
+    """Thin a sample where asked for, and write it; `original` says which row of the whole series each point is."""
     anomalies, rows = sample.anomalies, None
     if options.max_points is not None:
         rows = choose_rows(series, options.max_points)
     if rows is not None:
-        series = [values[rows] for values in series]
+        series, original = [values[rows] for values in series], original[rows]
         anomalies, unseen = thin_anomalies(anomalies, rows)
         tally.counts["thinned"] += 1
         tally.counts["without_point"] += unseen
@@ -114,33 +122,39 @@ def _write(
     record = sample.record
     if options.max_answer_chars is not None and len(text) > options.max_answer_chars:
         named = {"file": record.file, "record": record.index, "picture": show_pictures(record.pictures)}
-        tally.too_long.append({**named, **place, "characters": len(text)})
+        window = {} if options.window is None else {"window": [int(original[0]), int(original[-1])]}
+        tally.too_long.append({**named, **window, "characters": len(text)})
     tally.counts["intervals"] += len(anomalies)
     tally.types.update(anomaly.type for anomaly in anomalies)
     tally.interval_lengths.update(anomaly.end - anomaly.start + 1 for anomaly in anomalies)
     tally.series_lengths.update(map(len, series))
     return Line(
-        chatts=chatts_line(sample.prompt, text, series, record.system if with_system else None)
-        if options.out
-        else b"",
+        chatts=chatts_line(sample, text, series, original, with_system) if options.out else b"",
         gdsh=gdsh_line(record.images, sample.prompt, text, record.system) if options.annotations else b"",
-        digests=(),
+        keys=np.zeros(0, dtype=np.uint64),
+        types=tuple(anomaly.type for anomaly in anomalies),
     )
 
 
-def chatts_line(prompt: str, answer: str, series: Sequence[Floats], system: str | None) -> bytes:
+def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], rows: Indices, with_system: bool) -> bytes:
     """Write a ChatTS record; numbers are floats in their shortest form that reads back to the same.
 
     Args:
-        prompt: with one marker for each series.
+        sample: with one marker in its prompt for each series.
         answer: JSON text.
         series: each of shape (rows,), finite.
-        system: None leaves the key out: all records of a file must have the same keys.
+        rows: which row of the whole series each point is.
+        with_system: whether there is a column for system texts: all records of a file must have the same.
     """
-    record: dict[str, object] = {"input": prompt, "output": answer, "timeseries": list(series)}
-    if system is not None:
-        record[SYSTEM] = system
-    line: bytes = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)
+    record: dict[str, object] = dict(zip(CHATTS_COLUMNS.values(), (sample.prompt, answer, list(series)), strict=True))
+    if with_system:
+        record[SYSTEM] = sample.record.system
+    record |= {NAME: sample.record.name, ROWS: shorten_rows(rows), **sample.record.others}
+    try:
+        line: bytes = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)
+    except (TypeError, ValueError):  # half a character in a file's name, or numbers beyond 64 bits in other columns
+        record[CHATTS_COLUMNS["timeseries"]] = [one.tolist() for one in series]
+        line = json.dumps(record).encode()
     return line
 
 

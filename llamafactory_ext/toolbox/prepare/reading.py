@@ -4,20 +4,34 @@ What is kept goes to a temporary file, and only its place there stays in memory:
 sets large.
 """
 
+import hashlib
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.data.formats.chatts import NAME, ROWS, as_series_list, original_rows, shorten_rows
+from llamafactory_ext.errors import excerpt
 from llamafactory_ext.files import writing
-from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, read_annotations, show_pictures
+from llamafactory_ext.gdsh import (
+    GdshError,
+    Row,
+    SeriesFile,
+    SeriesIndex,
+    read_annotations,
+    refuse_control_tokens,
+    show_pictures,
+)
+from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
+from .resampling import Floats
 from .sources import Source, Sources, own_picture
 
 
@@ -31,24 +45,32 @@ _USER, _ASSISTANT = GDSH_TAGS["user_tag"], GDSH_TAGS["assistant_tag"]
 
 @dataclass(frozen=True)
 class Record:
-    """One annotation record that has a prompt, an answer and its CSV files."""
+    """One record that has a prompt, an answer and its series."""
 
     file: str
-    """The annotation file."""
+    """The file that it stands in."""
     index: int
     """Its place in that file, from 0."""
     pictures: tuple[str, ...]
     """As the record names them."""
     series: tuple[str, ...]
-    """Path of the CSV file of each picture: the record's point."""
-    images: tuple[str, ...]
-    """The pictures' names in cleaned annotations: each CSV file's own, so that it is found by equal name."""
+    """What its point is known by: the path of each picture's CSV file, or a digest of each series in the record."""
     system: str
     prompt: str
-    answer: str
-    rewritten: int
-    without_interval: int
-    duplicates: int
+    answer: object
+    images: tuple[str, ...] = ()
+    """The pictures' names in cleaned annotations: each CSV file's own, so that it is found by equal name."""
+    name: str = ""
+    """Of its sensor."""
+    rewritten: int = 0
+    without_interval: int = 0
+    duplicates: int = 0
+    values: tuple[Floats, ...] = ()
+    """The series of a ChatTS record, which has no CSV files."""
+    rows: tuple[int, ...] = (0,)
+    """Where the points of `values` come from; see `original_rows`."""
+    others: dict[str, object] = field(default_factory=dict)
+    """Further columns of a ChatTS record, which go where it goes."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +134,20 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
         WriteError: no room for temporary files.
     """
     tasks: dict[tuple[str, ...], list[int]] = {}
-    names: dict[str, str | GdshError] = {}
     for source in sources.annotations:
         file = str(source.path)
         spool.files[file] = 0
         try:
-            for row in _rows(source.path):
+            for index, (pictures, answers, make) in enumerate(_found(source, sources.catalogue)):
                 spool.files[file] += 1
-                reason = _reason_to_drop(row, options)
+                reason = _reason_to_drop(answers, options)
                 if reason:
                     spool.dropped[reason] += 1
                     continue
                 try:
-                    record = _record(row, source, sources.catalogue, names)
-                except GdshError as error:
-                    spool.faults.append(Fault(file, row.index, show_pictures(row.pictures), str(error)))
+                    record = make(index)
+                except ValueError as error:  # GdshError or SeriesError
+                    spool.faults.append(Fault(file, index, show_pictures(pictures), str(error)))
                     continue
                 spool.with_system |= bool(record.system)
                 spool.sensors.add(record.series)
@@ -140,20 +161,43 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
     spool.points += tasks.values()
 
 
+Found = tuple[Sequence[str], Sequence[str], Callable[[int], Record]]
+"""A record of a file: its pictures, its answers, and what makes a `Record` of it by its place."""
+
+
+def _found(source: Source, catalogue: SeriesIndex | None) -> Iterator[Found]:
+    if source.index is None:
+        for one in read_records(source.path):
+            fields = one if isinstance(one, dict) else {}
+            name, answer = (fields.get(key) for key in (NAME, CHATTS_COLUMNS["response"]))
+            yield [name] if isinstance(name, str) else [], [str(answer)], partial(_chatts_record, one, source.path)
+        return
+    names: dict[str, str | GdshError] = {}
+    for row in _rows(source.path):
+        answers = [text for role, text in row.turns if role == _ASSISTANT]
+        yield row.pictures, answers, partial(_gdsh_record, row, source, source.index, catalogue, names)
+
+
 def _rows(path: Path) -> Iterator[Row]:
     keys = {**GDSH_COLUMNS, "role_tag": GDSH_TAGS["role_tag"], "content_tag": GDSH_TAGS["content_tag"]}
     yield from read_annotations(path, **keys, system=None, assistant_tag=_ASSISTANT)
 
 
-def _reason_to_drop(row: Row, options: Options) -> str:
-    answers = [text for role, text in row.turns if role == _ASSISTANT]
+def _reason_to_drop(answers: Sequence[str], options: Options) -> str:
     for text in options.drop_answers_with:
         if any(text in answer for answer in answers):
             return f"answer contains {text!r}"
     return ""
 
 
-def _record(row: Row, source: Source, catalogue: SeriesIndex | None, names: dict[str, str | GdshError]) -> Record:
+def _gdsh_record(
+    row: Row,
+    source: Source,
+    files: SeriesIndex,
+    catalogue: SeriesIndex | None,
+    names: dict[str, str | GdshError],
+    at: int,
+) -> Record:
     """Find a row's prompt, answer and series.
 
     Raises:
@@ -168,19 +212,59 @@ def _record(row: Row, source: Source, catalogue: SeriesIndex | None, names: dict
             f"the conversation goes {', '.join(roles)}; expected {_USER}, {_ASSISTANT}, with {SYSTEM} in front or "
             "without: make a record of each question and answer"
         )
-    files = [source.index.find(picture) for picture in row.pictures]
+    found = [files.find(picture) for picture in row.pictures]
     return Record(
         file=str(source.path),
-        index=row.index,
+        index=at,
         pictures=row.pictures,
-        series=tuple(file.path for file in files),
-        images=tuple(_name(file, catalogue, names) for file in files) if catalogue else (),
+        series=tuple(file.path for file in found),
+        images=tuple(_name(file, catalogue, names) for file in found) if catalogue else (),
+        name=", ".join(file.stem for file in found),
         system=system,
         prompt=turns[0][1],
         answer=turns[1][1],
         rewritten=row.rewritten,
         without_interval=row.without_interval,
         duplicates=row.duplicates,
+    )
+
+
+def _chatts_record(fields: object, path: Path, at: int) -> Record:
+    """Check a ChatTS record, and take it apart.
+
+    Raises:
+        GdshError: a column is missing or of another kind.
+        SeriesError: a series holds something else than finite numbers.
+    """
+    if not isinstance(fields, dict):
+        raise GdshError(f"the record is {excerpt(fields)}; expected an object: correct or remove it")
+    prompt, answer, series = CHATTS_COLUMNS.values()
+    missing = [key for key in (prompt, answer, series) if key not in fields]
+    if missing:
+        raise GdshError(f"the record has no {missing[0]!r}, only {excerpt(list(fields))}; add it")
+    texts = [fields[prompt], fields.get(SYSTEM) or "", fields.get(NAME) or ""]
+    for text in texts:
+        if not isinstance(text, str):
+            raise GdshError(f"found {excerpt(text)}; expected text as {prompt!r}, {SYSTEM!r} and {NAME!r}: correct it")
+        refuse_control_tokens(text)
+    values = tuple(as_series_list(fields[series]))
+    if not values:
+        raise GdshError(f"{series!r} is empty; expected a list of numbers for each series: add it, or drop the record")
+    longest = max(map(len, values))
+    rows = original_rows(fields.get(ROWS) or [0], longest)
+    known = {prompt, answer, series, SYSTEM, NAME, ROWS}
+    return Record(
+        file=str(path),
+        index=at,
+        pictures=(texts[2],) if texts[2] else (),
+        series=tuple(hashlib.blake2b(one.tobytes(), digest_size=16).hexdigest() for one in values),
+        name=texts[2],
+        system=texts[1],
+        prompt=texts[0],
+        answer=fields[answer],
+        values=values,
+        rows=tuple(shorten_rows(rows)),
+        others={key: value for key, value in fields.items() if key not in known},
     )
 
 

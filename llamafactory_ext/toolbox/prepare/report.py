@@ -7,6 +7,7 @@ from typing import Any
 
 from .options import Options
 from .reading import Fault, Spool
+from .splitting import Keys
 
 
 RULE = (
@@ -23,8 +24,10 @@ class Line:
     """Its line of the ChatTS file, without the line's end; empty where none is asked for."""
     gdsh: bytes
     """The same for cleaned annotations."""
-    digests: tuple[bytes, ...]
-    """Of each of its series, whole as in the CSV file; empty where there is no split."""
+    keys: Keys
+    """Of its series, whole as they were read; empty where there is no split."""
+    types: tuple[str, ...]
+    """Of its anomalies, one for each."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ class Tally:
 
 
 def make_report(
-    options: Options, spool: Spool, tally: Tally, written: dict[str, int], registered: bool
+    options: Options, spool: Spool, tally: Tally, written: dict[str, int], split: dict[str, Any], registered: bool
 ) -> dict[str, Any]:
     """Put together what is known at the end of a run.
 
@@ -68,6 +71,7 @@ def make_report(
         spool: what was read.
         tally: what was prepared.
         written: records in each output, by the names of `Options.outputs`; empty where nothing was written.
+        split: what `Outputs.split` holds.
         registered: whether dataset_info.json was changed.
     """
     counts = tally.counts
@@ -87,6 +91,7 @@ def make_report(
             "validation": max((number for name, number in written.items() if name.endswith("_val")), default=0),
         },
         "points": len(spool.sensors),
+        "split": split,
         "merged": {
             "rule": RULE,
             "points_with_several_records": counts["merged_points"],

@@ -125,7 +125,7 @@ def merge_samples(samples: Sequence[Sample], tally: Tally) -> Sample:
     )
     tally.conflicts += [
         {
-            "point": list(first.record.series),
+            "point": [first.record.name] if first.record.values else list(first.record.series),
             "interval": list(conflict.interval),
             "types": conflict.types,
             "kept": conflict.kept,
