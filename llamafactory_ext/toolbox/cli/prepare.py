@@ -184,7 +184,7 @@ def show_faults(faults: list[dict[str, Any]]) -> None:
     for fault in faults[:SHOWN]:
         picture = f" ({fault['picture']})" if fault["picture"] else ""
         place = "" if fault["record"] is None else f"{fault['file']}: record {fault['record']}{picture}: "
-        terminal.complain(_printable(f"{place}{fault['fault']}"))
+        terminal.complain(f"{place}{fault['fault']}")
     if len(faults) > SHOWN:
         terminal.complain(f"... and {len(faults) - SHOWN} more; --report FILE.json lists all of them")
 
@@ -197,10 +197,10 @@ def main() -> int:
             task = bar.add_task("preparing", total=None)
             report = prepare(Options(**given), lambda done, total: bar.update(task, completed=done, total=total))
     except UsageError as error:
-        terminal.complain(_printable(f"error: {error}"))
+        terminal.complain(f"error: {error}")
         return terminal.USAGE
     except PrepareError as error:
-        terminal.complain(_printable(f"error: {error}"))
+        terminal.complain(f"error: {error}")
         return terminal.FAULTS
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what was to be written is written: from here on just stop
     show(report)
@@ -215,8 +215,3 @@ def main() -> int:
     if report["registered"]:
         terminal.say(f"registered in {report['registered']}")
     return terminal.DONE
-
-
-def _printable(text: str) -> str:
-    """Text that any terminal takes: file names may hold bytes that are no character."""
-    return text.encode("utf-8", "backslashreplace").decode()

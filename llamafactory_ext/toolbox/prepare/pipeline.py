@@ -21,7 +21,7 @@ from .options import Options, PrepareError, check_options
 from .outputs import Outputs
 from .points import prepare_batch
 from .reading import Spool, read_all, spooling
-from .registering import check_registry, draft_registry
+from .registering import alone, check_registry, draft_registry
 from .report import Tally, failed_report, make_report
 from .sources import Sources, find_sources
 
@@ -88,11 +88,12 @@ def _finish(spool: Spool, tally: Tally, outputs: Outputs, sources: Sources, opti
     if not outputs.records:
         raise PrepareError(_nothing_left(spool, tally))
     outputs.finish()
-    registered = draft_registry(outputs.drafts, options, sources.folder, spool.with_system)
-    report = make_report(options, spool, tally, outputs.written, outputs.split, registered)
-    if options.report:
-        outputs.drafts.write_json(options.report, report)
-    outputs.drafts.commit()
+    with alone(options.register):
+        registered = draft_registry(outputs.drafts, options, sources.folder, spool.with_system)
+        report = make_report(options, spool, tally, outputs.written, outputs.split, registered)
+        if options.report:
+            outputs.drafts.write_json(options.report, report)
+        outputs.drafts.commit()
     return report
 
 

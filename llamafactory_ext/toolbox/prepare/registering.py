@@ -2,8 +2,12 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.files import Drafts, writing
@@ -11,11 +15,13 @@ from llamafactory_ext.gdsh import GdshError
 from llamafactory_ext.gdsh.dialects import unique_keys
 from llamafactory_ext.gdsh.textfiles import read_text
 
-from .options import Options
+from .options import Options, PrepareError
 from .reading import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 
 
 Entries = dict[str, Any]
+
+_PATIENCE = 60  # seconds; a run holds the file for as long as it takes to name its outputs
 
 
 def read_registry(path: Path) -> Entries:
@@ -85,10 +91,41 @@ def check_registry(options: Options, folder: Path) -> None:
         )
 
 
+@contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Let one run at a time change a dataset_info.json: the others wait. `PATH.lock` stays there, empty.
+
+    Raises:
+        PrepareError: another run did not end.
+        WriteError: there is no place for the lock.
+    """
+    if path is None:
+        yield
+        return
+    path = path.resolve()
+    lock = FileLock(f"{path}.lock", timeout=_PATIENCE)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise PrepareError(
+                f"another run has held {str(path)!r} for {_PATIENCE} s; try again when it has ended"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def draft_registry(drafts: Drafts, options: Options, folder: Path, with_system: bool) -> bool:
-    """Add drafts of the new dataset_info.json and of the old one, `.bak`; False where nothing would change."""
+    """Add drafts of the new dataset_info.json and of the old one, `.bak`; False where nothing would change.
+
+    Must be called, and its drafts committed, `alone`: what others registered meanwhile stays.
+    """
     if options.register is None:
         return False
+    check_registry(options, folder)
     path = options.register
     registry = read_registry(path)
     updated = registry | make_entries(options, folder, with_system)
