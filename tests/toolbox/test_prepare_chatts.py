@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,17 @@ def test_a_file_of_another_kind_is_no_wrong_json(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [record("a.jpg", reply())])
     with pytest.raises(UsageError, match="series are CSV files"):
         prepare(Options(tmp_path / "a.jsonl", out=tmp_path / "o.jsonl"))
+    label = {"text": "区间异常", "categoryId": "anomaly"}
+    annotator = {"filename": "a.csv", "annotations": [{"label": label, "segments": [{"start": 3, "end": 9}]}]}
+    studio = [{"id": 0, "annotations": [{"result": []}], "file_upload": "ab-a.csv", "data": {"csv": "/u/ab-a.csv"}}]
+    for foreign, said in ((annotator, "--labels annotator:DIR"), (studio, "--labels label-studio:FILE")):
+        root = write_data(tmp_path / said[-4:-1], {}, {"a": range(12)})
+        for indent in (None, 1):
+            (root / "json" / "a.json").write_text(json.dumps(foreign, indent=indent), encoding="utf-8")
+            (fault,) = prepare(Options(root, out=tmp_path / "o.jsonl"))["faults"]
+            assert said in fault["fault"]
+            with pytest.raises(UsageError, match=said):
+                prepare(Options(root / "json" / "a.json", out=tmp_path / "o.jsonl"))
     with pytest.raises(UsageError, match="would be overwritten"):
         prepare(Options(tmp_path / "in.jsonl", out=tmp_path / "in.jsonl"))
     with pytest.raises(PrepareError, match="no records"):
@@ -144,27 +156,91 @@ def test_a_file_of_another_kind_is_no_wrong_json(tmp_path: Path) -> None:
         prepare(Options(tmp_path, out=tmp_path / "o.jsonl"))
 
 
+def write_times(path: Path, values: Sequence[float], even: bool, rng: np.random.Generator) -> list[datetime]:
+    """Write a CSV whose rows are 90 s apart, or at random times; gives the times."""
+    steps = np.full(len(values), 90) if even else rng.integers(1, 5000, size=len(values))
+    times = [datetime(2025, 2, 27, 23, 50) + timedelta(seconds=int(after)) for after in np.cumsum(steps)]
+    rows = [f"{time:%Y-%m-%d %H:%M:%S},{value}" for time, value in zip(times, values, strict=True)]
+    path.write_text("\n".join(["时间,value", *rows]) + "\n", encoding="gb18030")
+    return times
+
+
+def moments(one: dict[str, Any], points: int) -> list[datetime]:
+    """When the points of a record were measured, by its columns."""
+    time = one["time"]
+    if "axis" in time:
+        return [datetime.fromisoformat(text) for text in time["axis"]]
+    rows = original_rows(one["rows"], points).tolist()
+    return [datetime.fromisoformat(time["start"]) + timedelta(seconds=time["step"] * row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "time"),
+    [
+        ("ts,value", ["a", "b", "c"], None),
+        ("date,value", ["2025/01/01", "2025/01/02", "2025/01/03"], ("2025/01/01", 86400.0)),
+        ("date,value", ["2025-01-01", "2025-01-01", "2025-01-01"], None),
+        ("timestamp,value", ["1735689600000", "1735689605000", "1735689610000"], ("1735689600000", 5000.0)),
+        ("date,value", ["5.1.2025", "6.1.2025", "7.1.2025"], ["5.1.2025", "6.1.2025", "7.1.2025"]),
+        ("time,value", ["2025-01-01", "", "2025-01-03"], None),
+        ("time,value", ["0:00:01", "0:00:02", "0:00:03"], ["0:00:01", "0:00:02", "0:00:03"]),
+    ],
+)
+def test_the_time_column_is_told_as_it_is(tmp_path: Path, header: str, cells: list[str], time: Any) -> None:
+    root = write_data(tmp_path, {"gdsh": [record("a.jpg", reply())]}, {"a": range(3)})
+    rows = [header, *(f"{cell},{place}" for place, cell in enumerate(cells))]
+    (root / "timeseries" / "gdsh" / "a.csv").write_text("\n".join(rows), encoding="utf-8")
+    prepare(Options(root, out=root / "o.jsonl"))
+    (found,) = read_lines(root / "o.jsonl")
+    wanted = {"start": time[0], "step": time[1]} if isinstance(time, tuple) else {"axis": time}
+    assert found.get("time") == (None if time is None else wanted)
+
+
+def test_a_single_record_is_a_list_of_one(tmp_path: Path) -> None:
+    root = write_data(tmp_path, {}, {"a": range(12)})
+    for one in (record("a.jpg", reply(entry(3, 4))), line(reply(entry(3, 4)), list(map(float, range(12))), name="a")):
+        for indent in (None, 1):
+            (root / "json" / "a.json").write_text(json.dumps(one, indent=indent) + "\n\n", encoding="utf-8")
+            prepare(Options(root, out=root / "o.jsonl"))
+            (found,) = read_lines(root / "o.jsonl")
+            assert (found["timeseries"], intervals_of(found["output"])) == ([[*range(12)]], [(3, 4)])
+    (root / "json" / "a.json").write_text('{\n"image": "a.jpg",\n"conversations": [}]\n}', encoding="utf-8")
+    (fault,) = prepare(Options(root, out=root / "o.jsonl"))["faults"]
+    assert "line 3, column" in fault["fault"]
+    (root / "json" / "a.json").write_text('{\n"image": "a.jpg"}\n{\n"image": "b.jpg"}', encoding="utf-8")
+    (fault,) = prepare(Options(root, out=root / "o.jsonl"))["faults"]
+    assert "line 3, column 1 (Extra data)" in fault["fault"]
+
+
 @given(
     st.integers(1, 120),
     st.none() | st.integers(1, 50),
     st.none() | st.integers(8, 30),
     st.integers(0, 2**32 - 1),
+    st.booleans(),
 )
-def test_rows_lead_back_to_the_series(length: int, window: int | None, points: int | None, seed: int) -> None:
+def test_rows_and_times_lead_back_to_the_series(
+    length: int, window: int | None, points: int | None, seed: int, even: bool
+) -> None:
     """No value occurs twice, so that it tells where it was; a second run on what the first wrote maps back as far."""
-    values = np.random.default_rng(seed).permutation(length).astype(float)
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(length).astype(float)
     place_of = {value: place for place, value in enumerate(values.tolist())}
     with tempfile.TemporaryDirectory() as name:
         root = write_data(
             Path(name), {"gdsh": [record("/x/TI_1.PV.jpg", reply())]}, {"数据集TI_1.PV": values.tolist()}
         )
+        times = write_times(root / "timeseries" / "gdsh" / "数据集TI_1.PV.csv", values, even, rng)
         prepare(Options(root, out=root / "1.jsonl", window=window, max_points=points))
         prepare(Options(root / "1.jsonl", out=root / "2.jsonl", window=9, stride=4, max_points=8))
         for file in ("1.jsonl", "2.jsonl"):
             for one in read_lines(root / file):
                 (found,) = one["timeseries"]
                 assert one["name"] == "数据集TI_1.PV"
-                assert original_rows(one["rows"], len(found)).tolist() == [place_of[value] for value in found]
+                places = [place_of[value] for value in found]
+                assert original_rows(one["rows"], len(found)).tolist() == places
+                if length > 1:
+                    assert moments(one, len(found)) == [times[place] for place in places]
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30, unique=True).map(sorted), st.booleans())

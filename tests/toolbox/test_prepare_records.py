@@ -91,7 +91,7 @@ def test_four_plants_merge_to_417_points(
     lines = read_lines(out)
     assert len(lines) == 417
     for line in lines:
-        assert list(line) == ["input", "output", "timeseries", "name", "rows"]
+        assert list(line) == ["input", "output", "timeseries", "name", "rows", "time"]
         ((first, *rest),) = line["timeseries"]
         assert len(rest) == ROWS - 1
         assert intervals_of(line["output"]) == sorted(truth.pop(first))

@@ -16,7 +16,7 @@ from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import index_series
 from llamafactory_ext.toolbox.prepare import Options, prepare
 from llamafactory_ext.toolbox.prepare.points import prepare_batch
-from llamafactory_ext.toolbox.prepare.reading import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
+from llamafactory_ext.toolbox.prepare.records import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
 from llamafactory_ext.toolbox.prepare.registering import read_registry
 
 

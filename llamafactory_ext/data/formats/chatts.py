@@ -15,8 +15,9 @@ from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, 
 from .format import Format, Notes
 
 
-NAME, ROWS = "name", "rows"
-"""Columns of records that `prepare` wrote: the sensor, and which rows of its series the points are. Not trained on."""
+NAME, ROWS, TIME = "name", "rows", "time"
+"""Columns of records that `prepare` wrote: the sensor, which rows of its series the points are (`original_rows`), and
+when they were measured: `start` of row 0 and `step`, or `axis`, the time of each point. Not trained on."""
 
 
 def original_rows(rows: Any, points: int) -> npt.NDArray[np.int64]:

@@ -12,14 +12,15 @@ from dataclasses import replace
 import numpy as np
 import orjson
 
-from llamafactory_ext.data.formats.chatts import NAME, ROWS, original_rows, shorten_rows
+from llamafactory_ext.data.formats.chatts import NAME
 from llamafactory_ext.gdsh import Anomaly, GdshError, read_series, show_pictures, write_answer
 from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
 
 from .options import Options
-from .reading import CHATTS_COLUMNS, SYSTEM, Record, fault_of
+from .origin import Origin, find_origin
+from .records import CHATTS_COLUMNS, SYSTEM, Record, fault_of
 from .report import Line, Tally
-from .resampling import Floats, Indices, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
+from .resampling import Floats, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
 from .samples import Sample, merge_samples, read_sample, without_equals
 from .splitting import Keys, series_keys, text_key
 
@@ -52,12 +53,13 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
         samples = [merge_samples(samples, tally)]
     keys = _keys(records, series) if options.split is not None else np.zeros(0, dtype=np.uint64)
     longest = max(map(len, series))
-    rows = original_rows(records[0].rows, longest)
+    origin = records[0].origin or find_origin(records[0].series[0], longest)
     for sample in samples:
         tally.counts["prepared"] += 1
         for start, stop, anomalies in _windows(sample.anomalies, longest, options, tally.counts):
             part = [values[start:stop] for values in series]
-            line = _write(replace(sample, anomalies=anomalies), part, rows[start:stop], options, with_system, tally)
+            there = origin.at(slice(start, stop))
+            line = _write(replace(sample, anomalies=anomalies), part, there, options, with_system, tally)
             tally.lines.append(replace(line, keys=keys))
     return tally
 
@@ -100,17 +102,17 @@ def _windows(
 def _write(
     sample: Sample,
     series: list[Floats],
-    original: Indices,
+    origin: Origin,
     options: Options,
     with_system: bool,
     tally: Tally,
 ) -> Line:
-    """Thin a sample where asked for, and write it; `original` says which row of the whole series each point is."""
+    """Thin a sample where asked for, and write it; `origin` is that of its points."""
     anomalies, rows = sample.anomalies, None
     if options.max_points is not None:
         rows = choose_rows(series, options.max_points)
     if rows is not None:
-        series, original = [values[rows] for values in series], original[rows]
+        series, origin = [values[rows] for values in series], origin.at(rows)
         anomalies, unseen = thin_anomalies(anomalies, rows)
         tally.counts["thinned"] += 1
         tally.counts["without_point"] += unseen
@@ -122,34 +124,34 @@ def _write(
     record = sample.record
     if options.max_answer_chars is not None and len(text) > options.max_answer_chars:
         named = {"file": record.file, "record": record.index, "picture": show_pictures(record.pictures)}
-        window = {} if options.window is None else {"window": [int(original[0]), int(original[-1])]}
+        window = {} if options.window is None else {"window": [int(origin.rows[0]), int(origin.rows[-1])]}
         tally.too_long.append({**named, **window, "characters": len(text)})
     tally.counts["intervals"] += len(anomalies)
     tally.types.update(anomaly.type for anomaly in anomalies)
     tally.interval_lengths.update(anomaly.end - anomaly.start + 1 for anomaly in anomalies)
     tally.series_lengths.update(map(len, series))
     return Line(
-        chatts=chatts_line(sample, text, series, original, with_system) if options.out else b"",
+        chatts=chatts_line(sample, text, series, origin, with_system) if options.out else b"",
         gdsh=gdsh_line(record.images, sample.prompt, text, record.system) if options.annotations else b"",
         keys=np.zeros(0, dtype=np.uint64),
         types=tuple(anomaly.type for anomaly in anomalies),
     )
 
 
-def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], rows: Indices, with_system: bool) -> bytes:
+def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], origin: Origin, with_system: bool) -> bytes:
     """Write a ChatTS record; numbers are floats in their shortest form that reads back to the same.
 
     Args:
         sample: with one marker in its prompt for each series.
         answer: JSON text.
         series: each of shape (rows,), finite.
-        rows: which row of the whole series each point is.
+        origin: of the points.
         with_system: whether there is a column for system texts: all records of a file must have the same.
     """
     record: dict[str, object] = dict(zip(CHATTS_COLUMNS.values(), (sample.prompt, answer, list(series)), strict=True))
     if with_system:
         record[SYSTEM] = sample.record.system
-    record |= {NAME: sample.record.name, ROWS: shorten_rows(rows), **sample.record.others}
+    record |= {NAME: sample.record.name, **origin.as_columns(), **sample.record.others}
     try:
         line: bytes = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError):  # half a character in a file's name, or numbers beyond 64 bits in other columns

@@ -4,7 +4,6 @@ What is kept goes to a temporary file, and only its place there stays in memory:
 sets large.
 """
 
-import hashlib
 import pickle
 import tempfile
 from collections import Counter
@@ -15,78 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from llamafactory_ext.data.formats import FORMATS
-from llamafactory_ext.data.formats.chatts import NAME, ROWS, as_series_list, original_rows, shorten_rows
-from llamafactory_ext.errors import excerpt
+from llamafactory_ext.data.formats.chatts import NAME
 from llamafactory_ext.files import writing
-from llamafactory_ext.gdsh import (
-    GdshError,
-    Row,
-    SeriesFile,
-    SeriesIndex,
-    read_annotations,
-    refuse_control_tokens,
-    show_pictures,
-)
+from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, show_pictures
 from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
-from .resampling import Floats
+from .records import CHATTS_COLUMNS, GDSH_TAGS, SYSTEM, Fault, Record, read_chatts, read_rows
 from .sources import Source, Sources, own_picture
 
 
-CHATTS_COLUMNS, GDSH_COLUMNS = FORMATS["chatts"].columns, FORMATS["gdsh"].columns
-GDSH_TAGS = {
-    tag: name for tag, name in FORMATS["gdsh"].tags.items() if tag != "system_tag"
-}  # that one is upstream's default
-SYSTEM = "system"
 _USER, _ASSISTANT = GDSH_TAGS["user_tag"], GDSH_TAGS["assistant_tag"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record that has a prompt, an answer and its series."""
-
-    file: str
-    """The file that it stands in."""
-    index: int
-    """Its place in that file, from 0."""
-    pictures: tuple[str, ...]
-    """As the record names them."""
-    series: tuple[str, ...]
-    """What its point is known by: the path of each picture's CSV file, or a digest of each series in the record."""
-    system: str
-    prompt: str
-    answer: object
-    images: tuple[str, ...] = ()
-    """The pictures' names in cleaned annotations: each CSV file's own, so that it is found by equal name."""
-    name: str = ""
-    """Of its sensor."""
-    rewritten: int = 0
-    without_interval: int = 0
-    duplicates: int = 0
-    values: tuple[Floats, ...] = ()
-    """The series of a ChatTS record, which has no CSV files."""
-    rows: tuple[int, ...] = (0,)
-    """Where the points of `values` come from; see `original_rows`."""
-    others: dict[str, object] = field(default_factory=dict)
-    """Further columns of a ChatTS record, which go where it goes."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a record, or with a whole annotation file."""
-
-    file: str
-    record: int | None
-    """None: the whole file cannot be read."""
-    picture: str
-    fault: str
-
-
-def fault_of(record: Record, error: object) -> Fault:
-    """Tell a fault of `record`."""
-    return Fault(record.file, record.index, show_pictures(record.pictures), str(error))
 
 
 @dataclass
@@ -170,17 +108,12 @@ def _found(source: Source, catalogue: SeriesIndex | None) -> Iterator[Found]:
         for one in read_records(source.path):
             fields = one if isinstance(one, dict) else {}
             name, answer = (fields.get(key) for key in (NAME, CHATTS_COLUMNS["response"]))
-            yield [name] if isinstance(name, str) else [], [str(answer)], partial(_chatts_record, one, source.path)
+            yield [name] if isinstance(name, str) else [], [str(answer)], partial(read_chatts, one, source.path)
         return
     names: dict[str, str | GdshError] = {}
-    for row in _rows(source.path):
+    for row in read_rows(source.path):
         answers = [text for role, text in row.turns if role == _ASSISTANT]
         yield row.pictures, answers, partial(_gdsh_record, row, source, source.index, catalogue, names)
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    keys = {**GDSH_COLUMNS, "role_tag": GDSH_TAGS["role_tag"], "content_tag": GDSH_TAGS["content_tag"]}
-    yield from read_annotations(path, **keys, system=None, assistant_tag=_ASSISTANT)
 
 
 def _reason_to_drop(answers: Sequence[str], options: Options) -> str:
@@ -226,45 +159,6 @@ def _gdsh_record(
         rewritten=row.rewritten,
         without_interval=row.without_interval,
         duplicates=row.duplicates,
-    )
-
-
-def _chatts_record(fields: object, path: Path, at: int) -> Record:
-    """Check a ChatTS record, and take it apart.
-
-    Raises:
-        GdshError: a column is missing or of another kind.
-        SeriesError: a series holds something else than finite numbers.
-    """
-    if not isinstance(fields, dict):
-        raise GdshError(f"the record is {excerpt(fields)}; expected an object: correct or remove it")
-    prompt, answer, series = CHATTS_COLUMNS.values()
-    missing = [key for key in (prompt, answer, series) if key not in fields]
-    if missing:
-        raise GdshError(f"the record has no {missing[0]!r}, only {excerpt(list(fields))}; add it")
-    texts = [fields[prompt], fields.get(SYSTEM) or "", fields.get(NAME) or ""]
-    for text in texts:
-        if not isinstance(text, str):
-            raise GdshError(f"found {excerpt(text)}; expected text as {prompt!r}, {SYSTEM!r} and {NAME!r}: correct it")
-        refuse_control_tokens(text)
-    values = tuple(as_series_list(fields[series]))
-    if not values:
-        raise GdshError(f"{series!r} is empty; expected a list of numbers for each series: add it, or drop the record")
-    longest = max(map(len, values))
-    rows = original_rows(fields.get(ROWS) or [0], longest)
-    known = {prompt, answer, series, SYSTEM, NAME, ROWS}
-    return Record(
-        file=str(path),
-        index=at,
-        pictures=(texts[2],) if texts[2] else (),
-        series=tuple(hashlib.blake2b(one.tobytes(), digest_size=16).hexdigest() for one in values),
-        name=texts[2],
-        system=texts[1],
-        prompt=texts[0],
-        answer=fields[answer],
-        values=values,
-        rows=tuple(shorten_rows(rows)),
-        others={key: value for key, value in fields.items() if key not in known},
     )
 
 

@@ -16,7 +16,7 @@ from llamafactory_ext.gdsh.dialects import unique_keys
 from llamafactory_ext.gdsh.textfiles import read_text
 
 from .options import Options, PrepareError
-from .reading import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
+from .records import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 
 
 Entries = dict[str, Any]

@@ -6,7 +6,8 @@ from itertools import accumulate
 from typing import Any
 
 from .options import Options
-from .reading import Fault, Spool
+from .reading import Spool
+from .records import Fault
 from .splitting import Keys
 
 

@@ -20,7 +20,7 @@ from llamafactory_ext.gdsh import (
 )
 
 from .options import Options
-from .reading import Record
+from .records import Record
 from .report import Tally
 from .resampling import Floats, check_alignment
 

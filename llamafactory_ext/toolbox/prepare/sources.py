@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llamafactory_ext.data.formats import FORMATS
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import GdshError, SeriesFile, SeriesIndex, index_files, index_series
 from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
+from .records import CHATTS_COLUMNS, read_rows
 
 
 _SUFFIXES = (".json", ".jsonl")
@@ -82,8 +82,8 @@ def _root(options: Options) -> Path:
         raise UsageError("no ROOT: name the folder with json/ and timeseries/, or both --json and --series")
     if options.root.is_file():
         raise UsageError(
-            f"{str(options.root)!r} does not hold ChatTS records (input, output, timeseries); for annotations whose "
-            "series are CSV files name the folder with json/ and timeseries/, or both --json and --series"
+            f"{str(options.root)!r} holds no ChatTS records (input, output, timeseries){_why_not(options.root)}; for "
+            "annotations whose series are CSV files name the folder with json/ and timeseries/, or --json and --series"
         )
     if not options.root.is_dir():
         raise UsageError(f"{str(options.root)!r} is not a folder; expected one that holds json/ and timeseries/")
@@ -104,7 +104,16 @@ def _hold_series(path: Path) -> bool:
         first = next(read_records(path), None)
     except GdshError:
         return False
-    return isinstance(first, dict) and FORMATS["chatts"].columns["timeseries"] in first
+    return isinstance(first, dict) and CHATTS_COLUMNS["timeseries"] in first
+
+
+def _why_not(path: Path) -> str:
+    """What else is wrong with a file that should hold records, after a colon; nothing if they are annotations."""
+    try:
+        first = next(read_rows(path), None)
+    except GdshError as error:
+        return f": {error}"
+    return ": it is an empty list" if first is None else f": {first.fault}" if first.fault else ""
 
 
 def _annotation_files(options: Options) -> Iterator[Path]:
