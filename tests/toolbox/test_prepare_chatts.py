@@ -111,7 +111,7 @@ def test_each_fault_names_its_record(tmp_path: Path) -> None:
     wrong: dict[str, Any] = {
         "no 'output'": {"input": "<ts><ts/>", "timeseries": [[1]]},
         "expected an object": ["timeseries"],
-        "not a list of numbers": line(reply(), ["a", 1]),  # type: ignore[list-item]
+        "expected lists of numbers": line(reply(), ["a", 1]),  # type: ignore[list-item]
         "not finite": line(reply(), [1, None, 3]),  # type: ignore[list-item]
         "is empty": {**good, "timeseries": []},
         "2 <ts><ts/> but 1 series": {**good, "input": "<ts><ts/><ts><ts/>"},

@@ -83,7 +83,7 @@ def _line(attr: Any, record: Any) -> str:
     for key, value in kept.items():
         if key in texts and not isinstance(value, str | None):
             raise GdshError(f"found {excerpt(value)} in {key!r}; expected text")
-    line = json.dumps({**kept, attr.timeseries: _floats(record.get(attr.timeseries))}, ensure_ascii=False)
+    line = json.dumps({**kept, attr.timeseries: as_floats(record.get(attr.timeseries))}, ensure_ascii=False)
     try:
         line.encode()
     except UnicodeEncodeError as err:
@@ -91,7 +91,8 @@ def _line(attr: Any, record: Any) -> str:
     return line
 
 
-def _floats(series: Any) -> list[list[float | None]] | None:
+def as_floats(series: Any) -> list[list[float | None]] | None:
+    """Returns the series of one record, as JSON holds them, as lists of floats; raises GdshError for anything else."""
     if series is None:
         return None
     if isinstance(series, list):

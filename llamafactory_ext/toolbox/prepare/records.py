@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamafactory_ext.data.formats import FORMATS
-from llamafactory_ext.data.formats.chatts import NAME, ROWS, TIME, as_series_list
+from llamafactory_ext.data.formats.chatts import NAME, ROWS, TIME, as_floats, as_series_list
 from llamafactory_ext.errors import excerpt
 from llamafactory_ext.gdsh import GdshError, Row, read_annotations, refuse_control_tokens, show_pictures
 
@@ -78,7 +78,7 @@ def read_chatts(fields: object, path: Path, at: int) -> Record:
 
     Raises:
         GdshError: a column is missing or of another kind.
-        SeriesError: a series holds something else than finite numbers.
+        SeriesError: a series holds numbers that are not finite.
     """
     if not isinstance(fields, dict):
         raise GdshError(f"the record is {excerpt(fields)}; expected an object: correct or remove it")
@@ -91,7 +91,7 @@ def read_chatts(fields: object, path: Path, at: int) -> Record:
         if not isinstance(text, str):
             raise GdshError(f"found {excerpt(text)}; expected text as {prompt!r}, {SYSTEM!r} and {NAME!r}: correct it")
         refuse_control_tokens(text)
-    values = tuple(as_series_list(fields[series]))
+    values = tuple(as_series_list(as_floats(fields[series])))
     if not values:
         raise GdshError(f"{series!r} is empty; expected a list of numbers for each series: add it, or drop the record")
     known = {prompt, answer, series, SYSTEM, NAME, ROWS, TIME}
