@@ -11,16 +11,6 @@ from .prompts import refuse_control_tokens
 from .records import read_records
 
 
-_IMPORT = "bring it to annotations and CSV files: llamafactory-ext import SOURCE --out DIR --labels"
-_FOREIGN = (
-    ("an annotator's file of one series", {"filename", "annotations"}, f"{_IMPORT} annotator:DIR"),
-    ("an export of Label Studio", {"annotations", "data"}, f"{_IMPORT} label-studio:FILE"),
-    ("an export of Label Studio", {"annotation_id", "annotator"}, f"{_IMPORT} label-studio:FILE"),
-    ("a ChatTS record, which holds its series", {"timeseries"}, "its entry needs no `formatting`, but `columns`"),
-)
-"""What is no record of GDSH's, by keys, and how it is read."""
-
-
 @dataclass(frozen=True)
 class Row:
     """One record."""
@@ -79,7 +69,6 @@ def read_annotations(
     for index, record in enumerate(read_records(path)):
         row = Row(index)
         try:
-            _refuse_foreign(record)
             row = replace(row, pictures=_pictures(record, images))
             row = replace(row, system=_system(record, system))
             turns, answers = _turns(record, messages, role_tag, content_tag, assistant_tag)
@@ -95,14 +84,6 @@ def read_annotations(
         except RecursionError:
             row = replace(row, fault="the record is nested too deeply to be read; correct or remove it")
         yield row
-
-
-def _refuse_foreign(record: object) -> None:
-    """Refuse a record of another tool's by its name, which says more than that it lacks a picture."""
-    keys = record.keys() if isinstance(record, dict) else set[str]()
-    for tool, wanted, fix in _FOREIGN:
-        if wanted <= keys:
-            raise GdshError(f"this is {tool}, not an annotation of pictures; {fix}")
 
 
 def _pictures(record: object, images: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ _TOO_LONG = f"a record of more than {MAX_RECORD:,} characters"
 
 
 def read_records(path: str | Path) -> Iterator[object]:
-    """Yield the items of a JSON list, or of a file with one JSON text a line; an object over several lines is one.
+    """Yield the items of a JSON list, or of a file with one JSON text a line.
 
     Raises:
         GdshError: unreadable, empty, not JSON, a key twice in one object, or a record over `MAX_RECORD`; names line
@@ -37,18 +37,7 @@ def read_records(path: str | Path) -> Iterator[object]:
         if not first:
             raise GdshError(f"{str(path)!r} is empty; {_EXPECTED}")
         file.seek(start)
-        if first == "{" and line.endswith("\n") and line.rstrip()[-1] in "{[,:":  # no object ends so
-            yield _alone(_Window(file, path))
-        else:
-            yield from _items(_Window(file, path)) if first == "[" else _lines(file, path)
-
-
-def _alone(window: "_Window") -> object:
-    window.next_mark()
-    record = window.item()
-    if window.next_mark():
-        raise window.unexpected("Extra data")
-    return record
+        yield from _items(_Window(file, path)) if first == "[" else _lines(file, path)
 
 
 def _lines(file: TextIO, path: str | Path) -> Iterator[object]:
