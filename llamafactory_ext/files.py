@@ -1,47 +1,139 @@
-"""Files that appear whole: written under a temporary name, then renamed."""
+"""Files that appear whole: written under a temporary name, then renamed; several of them all together, or none."""
 
+import json
 import os
+import secrets
+import signal
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from llamafactory_ext.errors import UsageError
 
 
-def temporary(folder: Path, suffix: str) -> Path:
-    """Returns a new, empty file beside those that it will become one of."""
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=suffix)
-    os.close(descriptor)
-    return Path(name)
+class WriteError(OSError):
+    """A file that can't be written: `filename` is its own name, not that of a temporary file; `strerror` says why."""
 
 
-def write_text(path: Path, pieces: Iterable[str]) -> None:
-    """Writes text piece by piece; characters that UTF-8 can't hold are written as escapes."""
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(pieces)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises WriteError, which names `path`, instead of the block's OSError."""
+    try:
+        yield
+    except OSError as err:
+        raise WriteError(err.errno, err.strerror or str(err), str(path)) from err
 
 
-def rename(part: Path, path: Path) -> None:
-    """Gives a temporary file its name, and the permissions of any other new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o666 & ~mask)  # mkstemp's files are for their owner alone
-    part.replace(path)
+class Drafts:
+    """Files that get their names together; as a context manager it removes what did not get one, however it ends."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Path, Path, BinaryIO | None]] = []
+        self._spools: list[BinaryIO] = []
+
+    def open(self, path: Path) -> BinaryIO:
+        """Returns a new file that will become `path`; its folder is made where needed.
+
+        Raises:
+            WriteError: the folder can't be made or written to.
+        """
+        path = path.resolve()  # a link keeps leading to the file
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+            self._files.append((path, part, None))  # before it is there: an interrupt must not leave it behind
+            file = part.open("xb")
+            self._files[-1] = (path, part, file)
+            part.chmod(_mode(path))
+        return file
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Opens a file and writes all of it; raises WriteError."""
+        file = self.open(path)
+        with writing(path):
+            file.write(content)
+
+    def write_json(self, path: Path, value: object) -> None:
+        """The same with JSON; half a character, of a file name that is not UTF-8, is written as an escape."""
+        text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+        self.write(path, text.encode("utf-8", "backslashreplace"))
+
+    def spool(self, path: Path) -> BinaryIO:
+        """Returns a nameless file beside `path`, for what is sorted out later; raises WriteError."""
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._spools.append(tempfile.TemporaryFile(dir=path.parent))  # noqa: SIM115 - closed at the end
+        return self._spools[-1]
+
+    def commit(self) -> None:
+        """Finishes all files and gives them their names, with the permissions of those they replace.
+
+        Raises:
+            WriteError: one of them can't be finished; then all old files are as they were.
+        """
+        for path, _, file in self._files:
+            with writing(path):
+                if file:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.close()
+        with _uninterrupted():
+            while self._files:
+                path, part, _ = self._files[0]
+                with writing(path):
+                    part.replace(path)
+                self._files.pop(0)
+
+    def __enter__(self) -> "Drafts":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for file in [*self._spools, *(file for _, _, file in self._files if file)]:
+            with suppress(OSError):  # closing flushes, which may fail as the writing did
+                file.close()
+        for _, part, _ in self._files:
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, pieces: Iterable[str]) -> None:
     """Writes a text file piece by piece; its old content stays until the new one is whole.
 
+    Characters that UTF-8 can't hold are written as escapes.
+
     Raises:
-        OSError: it can't be written.
+        WriteError: it can't be written.
     """
-    part = temporary(path.absolute().parent, path.suffix)
+    with Drafts() as drafts:
+        file = drafts.open(path)
+        with writing(path):
+            file.writelines(piece.encode("utf-8", "backslashreplace") for piece in pieces)
+        drafts.commit()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Passes over interrupts for a moment, so that files get their names together."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted anyway
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        write_text(part, pieces)
-        rename(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced, or what a new file gets."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def refuse_foreign(page: Path, generator: str, option: str) -> None:

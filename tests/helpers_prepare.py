@@ -88,7 +88,13 @@ def check_accounts(report: dict[str, Any]) -> None:
 def run_tool(*arguments: Any, cwd: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run `llamafactory-ext prepare` and see that it never ends with a traceback."""
     done = subprocess.run(
-        [*TOOL, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
+        [*TOOL, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+        **options,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done

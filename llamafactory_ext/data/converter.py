@@ -71,8 +71,13 @@ class SeriesConverter:
         if not notes.fault:
             notes.asked = asked([*converted["_prompt"], converted["_system"]], series)
             notes.answered = answered("".join(turn["content"] for turn in converted["_response"]))
-        name = example[form.record] if form.record else ""
-        return {**converted, _SERIES: series or None, RECORD: name, NOTES: json.dumps(asdict(notes))}
+        name = example.get(form.record)
+        return {
+            **converted,
+            _SERIES: series or None,
+            RECORD: name if isinstance(name, str) else "",
+            NOTES: json.dumps(asdict(notes)),
+        }
 
 
 def _check_texts(output: dict[str, Any]) -> None:

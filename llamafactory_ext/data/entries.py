@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.errors import printable
 
 
 # Columns that the converters add to LLaMA-Factory's own: the record's name for messages, and what was found in it.
@@ -16,8 +17,11 @@ RECORD, NOTES = "_record", "_notes"
 
 
 def record_name(example: Mapping[str, Any], number: int) -> str:
-    """Returns the name that the converter gave a record, else its number, from 0."""
-    return example.get(RECORD) or f"record {number}"
+    """Returns what a record is called in messages: its number, from 0, and its name where it has one."""
+    name = example.get(RECORD) or ""
+    if name.startswith("record "):  # a gdsh record's: its place in its own file, and its pictures
+        return str(name)
+    return f"record {number} ({printable(name)})" if name else f"record {number}"
 
 
 def complete(entry: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise GdshError("a key occurs twice in one object")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise GdshError(f"a key occurs twice in one object: {excerpt(twice)}")
     return found
 
 

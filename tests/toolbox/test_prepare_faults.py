@@ -266,3 +266,19 @@ def test_a_killed_worker_is_told(busy: Path) -> None:
     assert said == "error: a worker process was killed, most likely because memory ran out; try fewer --workers\n"
     assert (busy.parent / "train.jsonl").read_text(encoding="utf-8") == OLD
     assert not leftovers(busy.parent)
+
+
+def test_chinese_names_under_an_ascii_locale(root: Path) -> None:
+    """LC_ALL=C without Python's UTF-8 mode: names are found, printed and written as elsewhere."""
+    write_data(root, {"标注": [record("图/数据_a.jpg", reply(entry(1, 2, "点异常")))]}, {"数据_a": range(9)}, "标注")
+    (root / "json" / "gdsh.json").unlink()
+    plain = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    ascii_only = {**plain, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_tool("data", "--out", "训练.jsonl", "--report", "r.json", cwd=root.parent, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "训练.jsonl" in done.stdout and "点异常" in done.stdout
+    (line,) = read_lines(root.parent / "训练.jsonl")
+    assert line["name"] == "数据_a"
+    done = run_tool("data", "--out", "训练.jsonl", cwd=root.parent, env=plain | {"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    assert r"\u8bad\u7ec3.jsonl" in done.stdout

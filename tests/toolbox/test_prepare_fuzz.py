@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from helpers_prepare import check_accounts, entry, leftovers, read_lines, record, reply, write_csv
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import Series, read_series
 from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
@@ -347,7 +348,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return read[key]
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.point.read_series", read_once)
+    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.points.read_series", read_once)
 
 
 @pytest.mark.usefixtures("quick")
@@ -400,3 +401,68 @@ def run_and_check(root: Path, mode: dict[str, Any]) -> str:
     for path in written:
         path.unlink()
     return "done"
+
+
+CHATTS = [
+    {
+        "input": "<ts><ts/>\n找异常",
+        "output": reply(entry(0, 3), entry(5, 5)),
+        "timeseries": [[0.5, 1, 2, 3, 4, 5, 6, 7]],
+    },
+    {
+        "input": "找异常",
+        "output": "{'interval': [2, 4], 'type': 'x'}",
+        "timeseries": [[9, -1.25, 3, 3, 3, 3]],
+        "name": "a",
+    },
+    {"input": "<ts><ts/><ts><ts/>", "output": [entry(1, 2)], "timeseries": [[1, 2, 3], [4, 5, 6]], "rows": [7]},
+]
+
+
+@pytest.mark.usefixtures("quick")
+def test_spoilt_chatts_records_give_a_fault_or_a_right_result(tmp_path: Path) -> None:
+    whole = "\n".join(json.dumps(one, ensure_ascii=False) for one in CHATTS).encode()
+    seen = {"done": 0, "refused": 0}
+    for number in range(RUNS // PARTS):
+        rng = random.Random(number)
+        if rng.random() < 0.5:
+            data = spoil_bytes(rng, whole)
+        else:
+            records = replace_node(rng, json.loads(json.dumps(CHATTS)))
+            lines = records if isinstance(records, list) else [records]
+            data = "\n".join(map(json.dumps, lines)).encode()
+        (tmp_path / "in.jsonl").write_bytes(data)
+        try:
+            seen[check_chatts(tmp_path, data, drop=rng.random() < 0.5)] += 1
+        except Exception as error:
+            raise AssertionError(f"mutation {number}: {data!r}") from error
+    assert not leftovers(tmp_path)
+    assert min(seen.values()) > RUNS / PARTS / 10, seen
+
+
+def check_chatts(root: Path, data: bytes, drop: bool) -> str:
+    try:
+        report = prepare(Options(root / "in.jsonl", out=root / "out.jsonl", drop_faulty=drop))
+    except (PrepareError, UsageError) as error:
+        assert len(str(error)) > 20
+        return "refused"
+    check_accounts(report)
+    if not report["done"]:
+        assert report["faults"]
+        return "refused"
+    faulty = {fault["record"] for fault in report["faults"]}
+    given = [json.loads(line) for line in decode(data).split("\n") if line.strip()]
+    kept = [one for place, one in enumerate(given) if place not in faulty]
+    for one, line in zip(kept, read_lines(root / "out.jsonl"), strict=True):
+        series = one["timeseries"] if isinstance(one["timeseries"][0], list) else [one["timeseries"]]
+        assert line["timeseries"] == [list(map(float, values)) for values in series]
+        asked = one["input"].replace("<image>", "<ts><ts/>")
+        assert line["input"].removeprefix("<ts><ts/>\n") == asked.removeprefix("<ts><ts/>\n")
+        wanted = second_intervals(one["output"])
+        assert wanted is None or set(walk(json.loads(line["output"]))) == wanted
+        assert {key: one[key] for key in one.keys() - FIELDS} == {key: line[key] for key in line.keys() - FIELDS}
+    (root / "out.jsonl").unlink()
+    return "done"
+
+
+FIELDS = {"input", "output", "timeseries", "name", "rows", "time", "system"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafactory_ext.gdsh import Anomaly
-from llamafactory_ext.toolbox.prepare.merging import merge_anomalies, without_equals
+from llamafactory_ext.toolbox.prepare.samples import merge_anomalies, without_equals
 
 
 anomalies = st.builds(

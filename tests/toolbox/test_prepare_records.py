@@ -25,8 +25,9 @@ from helpers_prepare import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import read_annotations
-from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 from llamafactory_ext.toolbox.prepare.report import summarise
 
 
@@ -90,7 +91,7 @@ def test_four_plants_merge_to_417_points(
     lines = read_lines(out)
     assert len(lines) == 417
     for line in lines:
-        assert list(line) == ["input", "output", "timeseries"]
+        assert list(line) == ["input", "output", "timeseries", "name", "rows", "time"]
         ((first, *rest),) = line["timeseries"]
         assert len(rest) == ROWS - 1
         assert intervals_of(line["output"]) == sorted(truth.pop(first))

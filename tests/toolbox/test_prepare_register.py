@@ -1,7 +1,9 @@
 """`--register` adds or updates entries of dataset_info.json and leaves everything else as it is."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from conftest import ROOT
 from helpers_prepare import entry, leftovers, record, reply, run_tool, write_data
 
 from llamafactory_ext.data.formats import FORMATS
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import index_series
-from llamafactory_ext.toolbox.prepare import Options, UsageError, prepare
-from llamafactory_ext.toolbox.prepare.lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
+from llamafactory_ext.toolbox.prepare import Options, prepare
+from llamafactory_ext.toolbox.prepare.points import prepare_batch
+from llamafactory_ext.toolbox.prepare.records import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS
+from llamafactory_ext.toolbox.prepare.registering import read_registry
 
 
 @pytest.fixture
@@ -94,8 +99,8 @@ def test_other_entries_and_their_order_stay_and_the_old_file_is_kept(root: Path)
     ("text", "message"),
     [
         ('{"a": 1,}', "line 1, column"),
-        ('{"a": 1, "a": 2}', "'a' occurs twice"),
-        ('{"b": {"k": 1, "k": 2}}', "'k' occurs twice"),
+        ('{"a": 1, "a": 2}', "a key occurs twice in one object: 'a'"),
+        ('{"b": {"k": 1, "k": 2}}', "a key occurs twice in one object: 'k'"),
         ("[]", "not a JSON object"),
         ("", "not valid JSON"),
         ("[" * 100_000, "cannot be kept"),
@@ -136,3 +141,37 @@ def test_registered_outputs_are_the_same_to_training(root: Path, tokenise: Calla
         seen.append([(row["input_ids"], row["labels"]) for row in rows])
     assert len(seen[0]) == 3
     assert seen[0] == seen[1]
+
+
+def test_four_runs_at_once_register_all_their_outputs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits in the middle, so that without a lock all would start from the same, empty file."""
+    info, names = root.parent / "info" / "dataset_info.json", ["a", "b", "数据", "d"]
+
+    def read_slowly(path: Path) -> dict[str, Any]:
+        found = read_registry(path)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.registering.read_registry", read_slowly)
+    with ThreadPoolExecutor(len(names)) as pool:
+        runs = [Options(root, out=root.parent / f"{name}.jsonl", register=info) for name in names]
+        reports = list(pool.map(prepare, runs))
+    assert all(report["registered"] for report in reports)
+    assert sorted(read(info)) == sorted(names)
+    assert not leftovers(root.parent)
+
+
+def test_a_run_does_not_replace_an_entry_that_came_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Options(root, out=root.parent / "train.jsonl", register=root.parent / "dataset_info.json")
+    assert run.register is not None
+
+    def meanwhile(records: list[bytes], *rest: Any) -> Any:
+        assert run.register is not None
+        run.register.write_text('{"train": {"file_name": "another.jsonl"}}', encoding="utf-8")
+        return prepare_batch(records, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("llamafactory_ext.toolbox.prepare.pipeline.prepare_batch", meanwhile)
+    with pytest.raises(UsageError, match="'train'"):
+        prepare(run)
+    assert not (root.parent / "train.jsonl").exists() and not leftovers(root.parent)
+    assert read(run.register) == {"train": {"file_name": "another.jsonl"}}

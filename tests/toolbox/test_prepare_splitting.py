@@ -1,19 +1,28 @@
 """Training and validation never share a series, and the choice hangs on nothing but series and seed."""
 
 import random
+from collections import Counter
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.toolbox.prepare.splitting import choose_validation
+from llamafactory_ext.toolbox.prepare.splitting import Keys, choose_validation, series_keys
 
 
-names = st.integers(0, 25).map(lambda number: bytes([65 + number]) * 16)
+names = st.integers(0, 25).map(lambda number: 0x9E3779B97F4A7C15 * (number + 1) % 2**64)
 data_sets = st.lists(st.lists(names, min_size=1, max_size=3).map(tuple), min_size=1, max_size=30)
 fractions = st.floats(0.01, 0.99)
 
 
-def units(records: list[tuple[bytes, ...]]) -> list[set[bytes]]:
+def choose(records: list[tuple[int, ...]], fraction: float, seed: int) -> tuple[list[bool], int]:
+    """With types that follow from the series, so that they, too, are the same in any order."""
+    keys = [np.array(record, dtype=np.uint64) for record in records]
+    return choose_validation(keys, ["abc"[: min(record) % 4] for record in records], fraction, seed)
+
+
+def units(records: list[tuple[int, ...]]) -> list[set[int]]:
     """Series that are connected by records, found by joining sets until nothing changes."""
     found = [set(record) for record in records]
     while True:
@@ -29,29 +38,84 @@ def units(records: list[tuple[bytes, ...]]) -> list[set[bytes]]:
 
 @given(data_sets, fractions, st.integers())
 def test_sides_share_no_series_and_have_the_right_size(
-    records: list[tuple[bytes, ...]], fraction: float, seed: int
+    records: list[tuple[int, ...]], fraction: float, seed: int
 ) -> None:
-    validates = choose_validation(records, fraction, seed)
+    validates, groups_told = choose(records, fraction, seed)
     apart = {name for record, side in zip(records, validates, strict=True) if side for name in record}
     rest = {name for record, side in zip(records, validates, strict=True) if not side for name in record}
     assert not apart & rest
     groups = units(records)
+    assert groups_told == len(groups)
     wanted = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
     assert sum(group <= apart for group in groups) == wanted
 
 
 @given(data_sets, fractions, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_order_of_records_plays_no_part(
-    records: list[tuple[bytes, ...]], fraction: float, seed: int, rng: random.Random
+    records: list[tuple[int, ...]], fraction: float, seed: int, rng: random.Random
 ) -> None:
-    before = dict(zip(records, choose_validation(records, fraction, seed), strict=True))
+    before = dict(zip(records, choose(records, fraction, seed)[0], strict=True))
     shuffled = records.copy()
     rng.shuffle(shuffled)
-    assert dict(zip(shuffled, choose_validation(shuffled, fraction, seed), strict=True)) == before
+    assert dict(zip(shuffled, choose(shuffled, fraction, seed)[0], strict=True)) == before
 
 
 def test_another_seed_chooses_others() -> None:
-    records = [(bytes([number]) * 16,) for number in range(100)]
-    choices = {tuple(choose_validation(records, 0.1, seed)) for seed in range(5)}
+    records = [(number * 0x9E3779B97F4A7C15 % 2**64,) for number in range(1, 101)]
+    choices = {tuple(choose(records, 0.1, seed)[0]) for seed in range(5)}
     assert len(choices) == 5
     assert all(sum(choice) == 10 for choice in choices)
+
+
+def share_of_validation(kinds: list[list[str]], fraction: float, seed: int = 0) -> Counter[str]:
+    keys = [np.array([number * 0x9E3779B97F4A7C15 % 2**64], dtype=np.uint64) for number in range(1, len(kinds) + 1)]
+    validates, _ = choose_validation(keys, kinds, fraction, seed)
+    return Counter(kind for one, apart in zip(kinds, validates, strict=True) if apart for kind in one)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_types_are_spread_over_both_sides(seed: int) -> None:
+    """Twenty of a rare type: by series alone, some seed puts most of them aside."""
+    kinds = [["rare"] for _ in range(20)] + [["common"] * (place % 3) for place in range(180)]
+    assert share_of_validation(kinds, 0.1, seed)["rare"] == 2
+    # Fourteen of the twenty are one series': it is for training, and others stand for the type in validation.
+    kinds = [["rare"] * 14, *[["rare"] for _ in range(6)], *[["common"] for _ in range(33)]]
+    assert 1 <= share_of_validation(kinds, 0.1, seed)["rare"] <= 3
+    # A type that a single series has is for training; one that two have is on both sides.
+    kinds = [["single"], ["double"], ["double"], *[["common"] for _ in range(37)]]
+    assert share_of_validation(kinds, 0.2, seed) == {"double": 1, "common": 7}
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=5), min_size=10, max_size=60), st.integers(0, 99))
+def test_shares_of_types_are_near_the_fraction(kinds: list[list[str]], seed: int) -> None:
+    fraction, total = 0.25, Counter(kind for one in kinds for kind in one)
+    found = share_of_validation(kinds, fraction, seed)
+    for kind in total:
+        if sum(kind in one for one in kinds) > 1:
+            most = max(one.count(kind) for one in kinds)
+            assert abs(found[kind] - max(1, fraction * total[kind])) <= 3 * most + 2
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(64, 300), st.integers(0, 200), st.booleans())
+def test_windows_that_share_64_values_share_a_key(seed: int, length: int, shift: int, flat: bool) -> None:
+    rng = np.random.default_rng(seed)
+    whole = rng.normal(size=700).round(2)
+    if flat:
+        whole[rng.integers(0, 600) :][:20] = 0.0
+    one, other = whole[100 : 100 + length], whole[100 + shift : 100 + shift + length]
+    common = set(series_keys(one).tolist()) & set(series_keys(other).tolist())
+    if length - shift >= 64:
+        assert common
+    if shift > length and not flat:
+        assert not common
+
+
+def test_flat_stretches_connect_nothing() -> None:
+    rng = np.random.default_rng(0)
+    two: list[Keys] = []
+    for _ in range(2):
+        values = rng.normal(size=500)
+        values[100:400] = 0.0
+        two.append(series_keys(values))
+    assert not set(two[0].tolist()) & set(two[1].tolist())
+    assert series_keys(np.zeros(9)).tolist() == series_keys(-np.zeros(9)).tolist()

@@ -5,11 +5,47 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from llamafactory_ext.errors import GdshError, excerpt, listing
 from llamafactory_ext.gdsh.records import read_records
 from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
 
 from .format import Format, Notes
+
+
+NAME, ROWS, TIME = "name", "rows", "time"
+"""Columns of records that `prepare` wrote: the sensor, which rows of its series the points are (`original_rows`), and
+when they were measured: `start` of row 0 and `step`, or `axis`, the time of each point. Not trained on."""
+
+
+def original_rows(rows: Any, points: int) -> npt.NDArray[np.int64]:
+    """Returns which row of the sensor's series each of a record's points is, shape (points,), from 0.
+
+    Arguments:
+        rows: column ``rows``: one number, that of the first point, where the others follow it row by row; else one for
+            each point.
+
+    Raises:
+        GdshError: neither of the two, or numbers that do not grow.
+    """
+    if isinstance(rows, (list, tuple)) and all(type(row) is int and 0 <= row < 1 << 62 for row in rows):
+        if len(rows) == 1:
+            return np.arange(rows[0], rows[0] + points, dtype=np.int64)
+        found = np.array(rows, dtype=np.int64)
+        if len(found) == points and (np.diff(found) > 0).all():
+            return found
+    raise GdshError(
+        f"found {excerpt(rows)} in {ROWS!r}; expected the row of the first point, [0], or growing ones for all of the "
+        f"{points} points: correct it, or name the column otherwise if it means something else"
+    )
+
+
+def shorten_rows(rows: npt.NDArray[np.int64]) -> list[int]:
+    """Returns the shortest form that :func:`original_rows` reads."""
+    found: list[int] = rows.tolist()
+    return found[:1] if found[-1] - found[0] == len(found) - 1 else found
 
 
 def check_entry(entry: Mapping[str, Any], name: str) -> None:
@@ -40,12 +76,14 @@ def _line(attr: Any, record: Any) -> str:
     if not isinstance(record, dict):
         raise GdshError(f"found {excerpt(record)}; expected a JSON object: mend or remove it")
     texts = {attr.prompt, attr.query, attr.response, attr.system, attr.tools}
+    if isinstance(record.get(NAME), str):
+        texts |= {NAME}
     named = texts | {attr.history, attr.chosen, attr.rejected, attr.kto_tag, attr.images, attr.videos, attr.audios}
     kept = {key: value for key, value in record.items() if key in named}
     for key, value in kept.items():
         if key in texts and not isinstance(value, str | None):
             raise GdshError(f"found {excerpt(value)} in {key!r}; expected text")
-    line = json.dumps({**kept, attr.timeseries: _floats(record.get(attr.timeseries))}, ensure_ascii=False)
+    line = json.dumps({**kept, attr.timeseries: as_floats(record.get(attr.timeseries))}, ensure_ascii=False)
     try:
         line.encode()
     except UnicodeEncodeError as err:
@@ -53,7 +91,8 @@ def _line(attr: Any, record: Any) -> str:
     return line
 
 
-def _floats(series: Any) -> list[list[float | None]] | None:
+def as_floats(series: Any) -> list[list[float | None]] | None:
+    """Returns the series of one record, as JSON holds them, as lists of floats; raises GdshError for anything else."""
     if series is None:
         return None
     if isinstance(series, list):
@@ -129,6 +168,7 @@ FORMAT = Format(
     name="chatts",
     upstream="alpaca",
     columns={"prompt": "input", "response": "output", "timeseries": "timeseries"},
+    record=NAME,
     as_it_is=True,
     check_entry=check_entry,
     lines=lines,

@@ -6,18 +6,24 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.cli import terminal
-from llamafactory_ext.toolbox.prepare import Options, PrepareError, UsageError, prepare
+from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
 
 SHOWN = 20  # faults on the terminal; the report has them all
 
 DESCRIPTION = """\
-Reads annotations (JSON) and series (one CSV a sensor), checks every record, and writes them as training data:
-ChatTS records (--out), cleaned annotations (--annotations), or both. All answers become valid JSON.
+Reads annotations (JSON) and series (one CSV a sensor), or ChatTS records that hold their series, checks every record,
+and writes them as training data: ChatTS records (--out), cleaned annotations (--annotations), or both. All answers
+become valid JSON.
 
 ROOT holds json/*.json (or .jsonl) and timeseries/, with sub-folders as they come: the pictures of json/X.json are
 looked for in timeseries/X first and then beside it, or in all of timeseries/ where there is no such folder.
+In its place FILE.jsonl may be named: ChatTS records, an object a line with input, output and timeseries.
+
+Each record written names its sensor (name) and which rows of its series the points are (rows: the first one where
+the others follow it, else all of them). Training passes over both.
 
 Nothing is written if a record has a fault, unless --drop-faulty is given. Outputs appear all at once, at the end.
 """
@@ -46,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("what is read").add_argument
-    add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/")
+    add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/, or FILE.jsonl")
     add("--json", nargs="+", type=Path, metavar="PATH", default=[], help="annotation files or folders, not ROOT/json")
     add("--series", nargs="+", type=Path, metavar="PATH", default=[], help="CSV files or folders; only these are used")
     add = parser.add_argument_group("what is written (at least one of --out and --annotations)").add_argument
@@ -82,7 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--split",
         type=float,
         metavar="FRACTION",
-        help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides",
+        help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides, nor "
+        "windows of one that overlap; types of anomalies are spread over both",
     )
     add("--seed", type=int, default=0, help="another one, another split; default: 0")
     add = parser.add_argument_group("shorter series (--out only)").add_argument
@@ -153,10 +160,14 @@ def show(report: dict[str, Any]) -> None:
     terminal.print_table("Records", ("", "number"), rows)
     if report["types"]:
         total = report["intervals"] or 1
+        sides = report["split"].get("types", {})
         terminal.print_table(
             "Anomalies",
-            ("type", "number", "%"),
-            [(kind or "(none)", number, f"{100 * number / total:.1f}") for kind, number in report["types"].items()],
+            ("type", "number", "%", *(("training", "validation") if sides else ())),
+            [
+                (kind or "(none)", number, f"{100 * number / total:.1f}", *sides.get(kind, {}).values())
+                for kind, number in report["types"].items()
+            ],
         )
     columns = ("min", "median", "p95", "max", "count")
     lengths = [("series", report["series_lengths"]), ("intervals", report["interval_lengths"])]
@@ -173,7 +184,7 @@ def show_faults(faults: list[dict[str, Any]]) -> None:
     for fault in faults[:SHOWN]:
         picture = f" ({fault['picture']})" if fault["picture"] else ""
         place = "" if fault["record"] is None else f"{fault['file']}: record {fault['record']}{picture}: "
-        terminal.complain(_printable(f"{place}{fault['fault']}"))
+        terminal.complain(f"{place}{fault['fault']}")
     if len(faults) > SHOWN:
         terminal.complain(f"... and {len(faults) - SHOWN} more; --report FILE.json lists all of them")
 
@@ -186,10 +197,10 @@ def main() -> int:
             task = bar.add_task("preparing", total=None)
             report = prepare(Options(**given), lambda done, total: bar.update(task, completed=done, total=total))
     except UsageError as error:
-        terminal.complain(_printable(f"error: {error}"))
+        terminal.complain(f"error: {error}")
         return terminal.USAGE
     except PrepareError as error:
-        terminal.complain(_printable(f"error: {error}"))
+        terminal.complain(f"error: {error}")
         return terminal.FAULTS
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what was to be written is written: from here on just stop
     show(report)
@@ -204,8 +215,3 @@ def main() -> int:
     if report["registered"]:
         terminal.say(f"registered in {report['registered']}")
     return terminal.DONE
-
-
-def _printable(text: str) -> str:
-    """Text that any terminal takes: file names may hold bytes that are no character."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,9 @@
 """What the command line tools share: exit statuses, tables, progress bars, and a way to stop with one clear line."""
 
 import argparse
+import codecs
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +45,17 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     _console.print()
 
 
+def _leave_ascii() -> None:
+    """Start again in Python's UTF-8 mode where it took file names for ASCII: LC_ALL=C, and the mode switched off.
+
+    A name such as 数据.csv would be another text than the same name in an annotation file.
+    """
+    is_ascii = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
+    if os.name == "posix" and is_ascii and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def refuse_other_words(parser: argparse.ArgumentParser, overrides: Iterable[str], hint: str = "") -> None:
     """Stop with the parser's usage where an override of a recipe is not `key=value`."""
     for override in overrides:
@@ -71,6 +85,10 @@ def positive(text: str) -> int:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a tool; an interrupt ends it with a line instead of a traceback, and a polite kill counts as one."""
+    _leave_ascii()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks, Latin-1 for example, is spelt out
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())

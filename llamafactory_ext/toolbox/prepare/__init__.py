@@ -4,8 +4,8 @@ Needs numpy, orjson, pyarrow and, for thinning, tsdownsample; neither torch nor 
 `llamafactory-ext prepare` is the command line.
 """
 
-from .options import Options, PrepareError, UsageError
+from .options import Options, PrepareError
 from .pipeline import prepare
 
 
-__all__ = ["Options", "PrepareError", "UsageError", "prepare"]
+__all__ = ["Options", "PrepareError", "prepare"]

@@ -3,12 +3,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
+
 
 SMALLEST = 8  # points that a thinned series must be allowed: fewer have no shape left
-
-
-class UsageError(ValueError):
-    """The command cannot be carried out as given, whatever the data; nothing was read or written."""
 
 
 class PrepareError(RuntimeError):
@@ -83,8 +81,11 @@ def check_options(options: Options) -> None:
 def _check_files(options: Options) -> None:
     if not options.out and not options.annotations:
         raise UsageError("nothing to write: name --out TRAIN.jsonl, --annotations CLEAN.json, or both")
-    if options.root is None and not (options.json and options.series):
-        raise UsageError("no data: name ROOT, the folder with json/ and timeseries/, or both --json and --series")
+    if options.root is None and not options.json:
+        raise UsageError(
+            "no data: name ROOT, the folder with json/ and timeseries/, or a file of ChatTS records, or both --json "
+            "and --series"
+        )
     written = [*options.outputs.values(), options.report, options.register]
     taken: dict[Path, Path] = {}
     for path in (path for path in written if path):

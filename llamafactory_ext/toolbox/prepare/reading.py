@@ -7,19 +7,21 @@ sets large.
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, read_annotations, show_pictures
+from llamafactory_ext.data.formats.chatts import NAME
+from llamafactory_ext.files import writing
+from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, show_pictures
+from llamafactory_ext.gdsh.records import read_records
 
-from .lines import GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 from .options import Options
-from .records import Fault, Record
+from .records import CHATTS_COLUMNS, GDSH_TAGS, SYSTEM, Fault, Record, read_chatts, read_rows
 from .sources import Source, Sources, own_picture
-from .writing import telling
 
 
 _USER, _ASSISTANT = GDSH_TAGS["user_tag"], GDSH_TAGS["assistant_tag"]
@@ -55,9 +57,9 @@ def spooling() -> Iterator[Spool]:
     """Give an empty spool, whose file is gone when the block ends.
 
     Raises:
-        PrepareError: there is no room for temporary files.
+        WriteError: there is no room for temporary files.
     """
-    with telling(Path(tempfile.gettempdir())):
+    with writing(Path(tempfile.gettempdir())):
         file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     with file:
         yield Spool(file)
@@ -67,24 +69,23 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
     """Read all annotation files into `spool`; faults are collected there.
 
     Raises:
-        PrepareError: no room for temporary files.
+        WriteError: no room for temporary files.
     """
     tasks: dict[tuple[str, ...], list[int]] = {}
-    names: dict[str, str | GdshError] = {}
     for source in sources.annotations:
         file = str(source.path)
         spool.files[file] = 0
         try:
-            for row in _rows(source.path):
+            for index, (pictures, answers, make) in enumerate(_found(source, sources.catalogue)):
                 spool.files[file] += 1
-                reason = _reason_to_drop(row, options)
+                reason = _reason_to_drop(answers, options)
                 if reason:
                     spool.dropped[reason] += 1
                     continue
                 try:
-                    record = _record(row, source, sources.catalogue, names)
-                except GdshError as error:
-                    spool.faults.append(Fault(file, row.index, show_pictures(row.pictures), str(error)))
+                    record = make(index)
+                except ValueError as error:  # GdshError or SeriesError
+                    spool.faults.append(Fault(file, index, show_pictures(pictures), str(error)))
                     continue
                 spool.with_system |= bool(record.system)
                 spool.sensors.add(record.series)
@@ -98,20 +99,38 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
     spool.points += tasks.values()
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    keys = {**GDSH_COLUMNS, "role_tag": GDSH_TAGS["role_tag"], "content_tag": GDSH_TAGS["content_tag"]}
-    yield from read_annotations(path, **keys, system=None, assistant_tag=_ASSISTANT)
+Found = tuple[Sequence[str], Sequence[str], Callable[[int], Record]]
+"""A record of a file: its pictures, its answers, and what makes a `Record` of it by its place."""
 
 
-def _reason_to_drop(row: Row, options: Options) -> str:
-    answers = [text for role, text in row.turns if role == _ASSISTANT]
+def _found(source: Source, catalogue: SeriesIndex | None) -> Iterator[Found]:
+    if source.index is None:
+        for one in read_records(source.path):
+            fields = one if isinstance(one, dict) else {}
+            name, answer = (fields.get(key) for key in (NAME, CHATTS_COLUMNS["response"]))
+            yield [name] if isinstance(name, str) else [], [str(answer)], partial(read_chatts, one, source.path)
+        return
+    names: dict[str, str | GdshError] = {}
+    for row in read_rows(source.path):
+        answers = [text for role, text in row.turns if role == _ASSISTANT]
+        yield row.pictures, answers, partial(_gdsh_record, row, source, source.index, catalogue, names)
+
+
+def _reason_to_drop(answers: Sequence[str], options: Options) -> str:
     for text in options.drop_answers_with:
         if any(text in answer for answer in answers):
             return f"answer contains {text!r}"
     return ""
 
 
-def _record(row: Row, source: Source, catalogue: SeriesIndex | None, names: dict[str, str | GdshError]) -> Record:
+def _gdsh_record(
+    row: Row,
+    source: Source,
+    files: SeriesIndex,
+    catalogue: SeriesIndex | None,
+    names: dict[str, str | GdshError],
+    at: int,
+) -> Record:
     """Find a row's prompt, answer and series.
 
     Raises:
@@ -126,13 +145,14 @@ def _record(row: Row, source: Source, catalogue: SeriesIndex | None, names: dict
             f"the conversation goes {', '.join(roles)}; expected {_USER}, {_ASSISTANT}, with {SYSTEM} in front or "
             "without: make a record of each question and answer"
         )
-    files = [source.index.find(picture) for picture in row.pictures]
+    found = [files.find(picture) for picture in row.pictures]
     return Record(
         file=str(source.path),
-        index=row.index,
+        index=at,
         pictures=row.pictures,
-        series=tuple(file.path for file in files),
-        images=tuple(_name(file, catalogue, names) for file in files) if catalogue else (),
+        series=tuple(file.path for file in found),
+        images=tuple(_name(file, catalogue, names) for file in found) if catalogue else (),
+        name=", ".join(file.stem for file in found),
         system=system,
         prompt=turns[0][1],
         answer=turns[1][1],
@@ -156,7 +176,7 @@ def _name(file: SeriesFile, catalogue: SeriesIndex, names: dict[str, str | GdshE
 
 
 def _append(file: BinaryIO, record: bytes) -> int:
-    with telling(Path(tempfile.gettempdir())):
+    with writing(Path(tempfile.gettempdir())):
         offset = file.tell()
         file.write(len(record).to_bytes(4, "big") + record)
     return offset

@@ -2,18 +2,26 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.files import Drafts, writing
 from llamafactory_ext.gdsh import GdshError
+from llamafactory_ext.gdsh.dialects import unique_keys
 from llamafactory_ext.gdsh.textfiles import read_text
 
-from .lines import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
-from .options import Options, UsageError
-from .writing import Draft, open_draft, telling
+from .options import Options, PrepareError
+from .records import CHATTS_COLUMNS, GDSH_COLUMNS, GDSH_TAGS, SYSTEM
 
 
 Entries = dict[str, Any]
+
+_PATIENCE = 60  # seconds; a run holds the file for as long as it takes to name its outputs
 
 
 def read_registry(path: Path) -> Entries:
@@ -25,13 +33,11 @@ def read_registry(path: Path) -> Entries:
     if not path.exists():
         return {}
     try:
-        entries = json.loads(read_text(path), object_pairs_hook=_unique)
+        entries = json.loads(read_text(path), object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise UsageError(f"{str(path)!r} is not valid JSON at {where} ({error.msg}); correct it first") from error
-    except GdshError as error:
-        raise UsageError(str(error)) from error
-    except (ValueError, RecursionError) as error:
+    except (GdshError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} cannot be kept as it is: {error}; correct it first") from error
     if not isinstance(entries, dict):
         raise UsageError(f"{str(path)!r} is not a JSON object of data sets; correct it first")
@@ -85,31 +91,52 @@ def check_registry(options: Options, folder: Path) -> None:
         )
 
 
-def draft_registry(drafts: list[Draft], options: Options, folder: Path, with_system: bool) -> bool:
-    """Add drafts of the new dataset_info.json and of the old one, `.bak`; False where nothing would change."""
+@contextmanager
+def alone(path: Path | None) -> Iterator[None]:
+    """Let one run at a time change a dataset_info.json: the others wait. `PATH.lock` stays there, empty.
+
+    Raises:
+        PrepareError: another run did not end.
+        WriteError: there is no place for the lock.
+    """
+    if path is None:
+        yield
+        return
+    path = path.resolve()
+    lock = FileLock(f"{path}.lock", timeout=_PATIENCE)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise PrepareError(
+                f"another run has held {str(path)!r} for {_PATIENCE} s; try again when it has ended"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def draft_registry(drafts: Drafts, options: Options, folder: Path, with_system: bool) -> bool:
+    """Add drafts of the new dataset_info.json and of the old one, `.bak`; False where nothing would change.
+
+    Must be called, and its drafts committed, `alone`: what others registered meanwhile stays.
+    """
     if options.register is None:
         return False
+    check_registry(options, folder)
     path = options.register
     registry = read_registry(path)
     updated = registry | make_entries(options, folder, with_system)
     if updated == registry and path.exists():
         return False
     if path.exists():
-        with telling(path):
+        with writing(path):
             old = path.read_bytes()
-        open_draft(drafts, path.with_name(f"{path.name}.bak")).write(old)
-    text = json.dumps(updated, ensure_ascii=False, indent=2) + "\n"
-    open_draft(drafts, path).write(text.encode("utf-8", "backslashreplace"))
+        drafts.write(path.with_name(f"{path.name}.bak"), old)
+    drafts.write_json(path, updated)
     return True
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Entries:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} occurs twice in one object, and one of the two would be lost")
-    return found
 
 
 def _base(options: Options) -> Path:

@@ -1,20 +1,66 @@
-"""The report: one run in numbers, for machines (JSON) and, in part, for the tables on the terminal."""
+"""The report: what was counted along the way, and one run in numbers, for machines (JSON) and for the terminal."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from .merging import RULE
 from .options import Options
 from .reading import Spool
-from .tally import Tally
+from .records import Fault
+from .splitting import Keys
 
 
-FAULTY = "faulty"
+RULE = (
+    "union of all intervals, each named once, sorted; same type: the first record's entry stays; different types: "
+    "the type that most records give, a tie goes to the record that comes first"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prepared record."""
+
+    chatts: bytes
+    """Its line of the ChatTS file, without the line's end; empty where none is asked for."""
+    gdsh: bytes
+    """The same for cleaned annotations."""
+    keys: Keys
+    """Of its series, whole as they were read; empty where there is no split."""
+    types: tuple[str, ...]
+    """Of its anomalies, one for each."""
+
+
+@dataclass
+class Tally:
+    """Counts of texts and lengths, so that it stays small however many records were counted."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    interval_lengths: Counter[int] = field(default_factory=Counter)
+    """In rows of the written series."""
+    series_lengths: Counter[int] = field(default_factory=Counter)
+    gaps: dict[str, int] = field(default_factory=dict)
+    """CSV files with cells that were filled in, and how many."""
+    faults: list[Fault] = field(default_factory=list)
+    conflicts: list[dict[str, object]] = field(default_factory=list)
+    too_long: list[dict[str, object]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        """Add what `other` counted; its lines are not taken over."""
+        self.counts.update(other.counts)
+        self.types.update(other.types)
+        self.interval_lengths.update(other.interval_lengths)
+        self.series_lengths.update(other.series_lengths)
+        self.gaps.update(other.gaps)
+        self.faults += other.faults
+        self.conflicts += other.conflicts
+        self.too_long += other.too_long
 
 
 def make_report(
-    options: Options, spool: Spool, tally: Tally, written: dict[str, int], registered: bool
+    options: Options, spool: Spool, tally: Tally, written: dict[str, int], split: dict[str, Any], registered: bool
 ) -> dict[str, Any]:
     """Put together what is known at the end of a run.
 
@@ -26,12 +72,13 @@ def make_report(
         spool: what was read.
         tally: what was prepared.
         written: records in each output, by the names of `Options.outputs`; empty where nothing was written.
+        split: what `Outputs.split` holds.
         registered: whether dataset_info.json was changed.
     """
     counts = tally.counts
     faults = [*spool.faults, *tally.faults]
     faulty = sum(fault.record is not None for fault in faults)
-    dropped = dict(spool.dropped) | ({FAULTY: faulty} if faulty else {})
+    dropped = dict(spool.dropped) | ({"faulty": faulty} if faulty else {})
     return {
         "done": bool(written),
         "options": options.as_dict(),
@@ -45,6 +92,7 @@ def make_report(
             "validation": max((number for name, number in written.items() if name.endswith("_val")), default=0),
         },
         "points": len(spool.sensors),
+        "split": split,
         "merged": {
             "rule": RULE,
             "points_with_several_records": counts["merged_points"],

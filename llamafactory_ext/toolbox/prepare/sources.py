@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import GdshError, SeriesFile, SeriesIndex, index_files, index_series
+from llamafactory_ext.gdsh.records import read_records
 
-from .options import Options, UsageError
+from .options import Options
+from .records import CHATTS_COLUMNS, read_rows
 
 
 _SUFFIXES = (".json", ".jsonl")
@@ -18,7 +21,8 @@ class Source:
     """One annotation file."""
 
     path: Path
-    index: SeriesIndex
+    index: SeriesIndex | None
+    """Where the series of its pictures are searched; None for ChatTS records, which hold their series."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +54,66 @@ def find_sources(options: Options) -> Sources:
             f"no annotation files: nothing ends in .json or .jsonl in {_named(_annotation_roots(options))}"
         )
     _check_outputs(options, paths)
+    chatts = {path for path in paths if _hold_series(path)}
+    if chatts and options.annotations:
+        raise UsageError(
+            f"{str(min(chatts))!r} holds ChatTS records, and --annotations names pictures and their CSV files, "
+            "of which these have none: use --out"
+        )
+    if len(chatts) == len(paths):
+        return Sources(tuple(Source(path, None) for path in paths), Path(), None)
     if options.series:
         index = _index_named(options.series)
         folder = options.series[0] if len(options.series) == 1 else _common_folder(options.series)
         folder = folder if folder.is_dir() else folder.parent
-        return Sources(tuple(Source(path, index) for path in paths), folder, index if options.annotations else None)
+        sources = tuple(Source(path, None if path in chatts else index) for path in paths)
+        return Sources(sources, folder, index if options.annotations else None)
     folder = _root(options) / "timeseries"
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is not a folder; put the CSV files there, or name their folder: --series")
     indexed = cache(index_series)
     own = {path: folder / path.stem if (folder / path.stem).is_dir() else folder for path in paths}
-    sources = tuple(Source(path, indexed(own[path])) for path in paths)
+    sources = tuple(Source(path, None if path in chatts else indexed(own[path])) for path in paths)
     return Sources(sources, folder, indexed(folder) if options.annotations else None)
 
 
 def _root(options: Options) -> Path:
     if options.root is None:
         raise UsageError("no ROOT: name the folder with json/ and timeseries/, or both --json and --series")
+    if options.root.is_file():
+        raise UsageError(
+            f"{str(options.root)!r} holds no ChatTS records (input, output, timeseries){_why_not(options.root)}; for "
+            "annotations whose series are CSV files name the folder with json/ and timeseries/, or --json and --series"
+        )
     if not options.root.is_dir():
         raise UsageError(f"{str(options.root)!r} is not a folder; expected one that holds json/ and timeseries/")
     return options.root
 
 
 def _annotation_roots(options: Options) -> tuple[Path, ...]:
-    return options.json or (_root(options) / "json",)
+    if options.json:
+        return options.json
+    if options.root is not None and options.root.is_file():
+        return (options.root,)
+    return (_root(options) / "json",)
+
+
+def _hold_series(path: Path) -> bool:
+    """Whether the records of a file are ChatTS records, by the first one. What is wrong there is reported later."""
+    try:
+        first = next(read_records(path), None)
+    except GdshError:
+        return False
+    return isinstance(first, dict) and CHATTS_COLUMNS["timeseries"] in first
+
+
+def _why_not(path: Path) -> str:
+    """What else is wrong with a file that should hold records, after a colon; nothing if they are annotations."""
+    try:
+        first = next(read_rows(path), None)
+    except GdshError as error:
+        return f": {error}"
+    return ": it is an empty list" if first is None else f": {first.fault}" if first.fault else ""
 
 
 def _annotation_files(options: Options) -> Iterator[Path]:
