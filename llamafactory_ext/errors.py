@@ -15,6 +15,10 @@ class GdshError(ValueError):
     """
 
 
+class UsageError(Exception):
+    """The command is wrong, not the data."""
+
+
 def printable(text: str, kept: str = "") -> str:
     """Spell out what a terminal would obey instead of showing it (escapes, bidirectional marks), less `kept`."""
     if text.isprintable():
