@@ -32,7 +32,7 @@ def to_label_studio(series: Iterable[Labelled], out: Path) -> Path:
         results = []
         for number, anomaly in enumerate(one.anomalies or ()):
             bounds = [anomaly.start, anomaly.end] if times is None else [times[anomaly.start], times[anomaly.end]]
-            value = {"start": bounds[0], "end": bounds[1], "instant": anomaly.start == anomaly.end}
+            value: dict[str, Any] = {"start": bounds[0], "end": bounds[1], "instant": anomaly.start == anomaly.end}
             value["timeserieslabels"] = [anomaly.type]
             results.append(
                 {"id": f"p{number}", "type": "timeserieslabels", "from_name": "label", "to_name": "ts", "value": value}
@@ -79,8 +79,8 @@ def to_column(series: Iterable[Labelled], out: Path) -> Path:
             touching = anomaly.start > 0 and marks[anomaly.start - 1] == kind
             if any(mark != "0" for mark in held) or touching:
                 raise GdshError(
-                    f"{one.name}: the interval [{anomaly.start}, {anomaly.end}] overlaps another one, or touches one of its "
-                    "type; a column can't hold both: choose --to annotator"
+                    f"{one.name}: the interval [{anomaly.start}, {anomaly.end}] overlaps another one, or touches one "
+                    "of its type; a column can't hold both: choose --to annotator"
                 )
             marks[anomaly.start : anomaly.end + 1] = [kind] * len(held)
         frame["label"] = marks

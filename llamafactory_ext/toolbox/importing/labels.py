@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
 
 
 def kind_of(content: Any) -> str:
-    """Returns what a JSON file holds: ``label-studio``, ``annotator``, ``windows``, ``gdsh`` or nothing that is known."""
+    """Returns what a JSON file holds: ``label-studio``, ``annotator``, ``windows``, ``gdsh``; else nothing."""
     first = content[0] if isinstance(content, list) and content else content
     if not isinstance(first, dict):
         return ""
@@ -111,12 +111,12 @@ def from_windows(path: Path) -> Labels:
             if bounds is None:
                 raise GdshError(f"{path}: window {number} of {name!r} is {excerpt(window)}; expected [start, end]")
             rows = all(isinstance(one, int) and not isinstance(one, bool) for one in bounds)
-            labels.append(Label(*bounds, type=str(window[2]) if len(window) == 3 else "", in_rows=rows))
+            labels.append(Label(bounds[0], bounds[1], type=str(window[2]) if len(window) == 3 else "", in_rows=rows))
     return found
 
 
 def from_annotator(paths: Iterable[Path], choice: Choice) -> Labels:
-    """One JSON a series: ``filename``, ``annotations[].label.text``, ``segments[].start/end``, rows that both count."""
+    """One JSON a series: ``filename``, ``annotations[].label.text``, ``segments[].start/end``, rows."""
     found = Labels("annotator")
     for path in paths:
         content = read_json(path)
@@ -333,7 +333,7 @@ def _overlap(one: list[Label], other: list[Label]) -> float:
         return 1.0
     edges = sorted({edge for group in spans for span in group for edge in span})
     both = either = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         held = [any(start <= low and high <= end for start, end in group) for group in spans]
         both += (high - low) * all(held)
         either += (high - low) * any(held)

@@ -18,9 +18,10 @@ from .sources import Table
 
 
 PROMPTS = {
-    "zh": "<image>\n请找出这条时间序列中的异常区间，只输出JSON：每个异常给出区间[start, end]（从0开始的行号，两端都算）和类型。",
-    "en": "<image>\nFind the anomalies of this time series. Answer in JSON only: for each one its interval [start, end] "
-    "(rows from 0, both ends counted) and its type.",
+    "zh": "<image>\n请找出这条时间序列中的异常区间，只输出JSON："
+    "每个异常给出区间[start, end]（从0开始的行号，两端都算）和类型。",
+    "en": "<image>\nFind the anomalies of this time series. Answer in JSON only: for each one its interval [start, "
+    "end] (rows from 0, both ends counted) and its type.",
 }
 
 
@@ -47,7 +48,7 @@ def write_series(table: Table, path: Path) -> None:
 
 
 def make_record(name: str, prompt: str, anomalies: Sequence[Anomaly] | None, **more: Any) -> dict[str, Any]:
-    """Returns an annotation record; without anomalies to tell (None) its answer is empty: to be asked, not trained on."""
+    """Returns an annotation record; its answer is empty without labels (None): to be asked about, not trained on."""
     answer = "" if anomalies is None else write_answer(anomalies)
     turns = [{"from": "user", "value": prompt}, {"from": "assistant", "value": answer}]
     return {"image": f"{name}.jpg", "conversations": turns, "name": name, **more}

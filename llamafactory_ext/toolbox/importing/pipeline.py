@@ -81,7 +81,7 @@ def import_data(options: Options, progress: Progress = lambda items, text, count
     """
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UsageError(f"{options.out} is not empty; name a new folder with --out")
-    files = [one for one in table_files(options.sources)]
+    files = table_files(options.sources)
     spec = find_labels(options, files)
     files = [one for one in files if one not in spec.files]
     if not files:
@@ -214,7 +214,7 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     axis = None
     if table.time is not None:
         order = options.dates.replace("-", " ")
-        axis = read_axis(list(table.time), order, options.timezone, str(table.time.name))
+        axis = read_axis(list(table.time), order, options.timezone)
         if axis is None:
             raise GdshError(f"the column of times {table.time.name!r} has cells that are no times; correct them")
         report.axes[axis.rule] += 1
@@ -248,20 +248,21 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
 
 def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Options, report: Report) -> list[Anomaly]:
     """Returns the labels on rows of the series, sorted, each once."""
-    rows, placed = len(table.values), {}
+    rows = len(table.values)
+    placed: dict[tuple[int, int, str], Anomaly] = {}
     for label in found:
         where = f"{table.file}: series {table.name!r}"
         if label.in_rows:
             first, last = int(label.start), int(label.end)
             if not 0 <= first <= last < rows:
                 raise GdshError(
-                    f"{where}: the label [{first}, {last}] does not fit its {rows} rows; expected 0 <= start <= end <= "
-                    f"{rows - 1}: correct it, or give it the series that it was made on"
+                    f"{where}: the label [{first}, {last}] does not fit its {rows} rows; expected 0 <= start <= end "
+                    f"<= {rows - 1}: correct it, or give it the series that it was made on"
                 )
         elif axis is None:
             raise GdshError(
-                f"{where}: the label {label.start!r} to {label.end!r} is a time, but the series has no column of times; name "
-                "it with --time-column"
+                f"{where}: the label {label.start!r} to {label.end!r} is a time, but the series has no column of "
+                "times; name it with --time-column"
             )
         else:
             try:
@@ -285,8 +286,8 @@ def _compare_names(spec: Spec, report: Report) -> None:
     if report.unused_labels:
         first = ", ".join(report.unused_labels[:5])
         report.faults.append(
-            f"{len(report.unused_labels)} names in the labels have no series: {first}; expected a table of that name: add "
-            "it, or leave these labels out with --drop-faulty"
+            f"{len(report.unused_labels)} names in the labels have no series: {first}; expected a table of that name: "
+            "add it, or leave these labels out with --drop-faulty"
         )
     if spec.labels:
         report.counts.update({f"left out: {why}": count for why, count in spec.labels.left_out.items() if count})

@@ -1,4 +1,4 @@
-"""Tables of series: CSV of any dialect, gzip, Excel, Parquet; one sensor, a column a sensor, or long with a tag column."""
+"""Tables of series, of any dialect: one sensor a file, a column a sensor, or long with a column of tags."""
 
 import csv
 import re
@@ -59,7 +59,7 @@ class Reading:
     label_column: str = ""
     tag_column: str = ""
     names: str = ""
-    """``file``: series are called after their file and column; empty: after their column where a file holds several."""
+    """``file``: series are called after their file and column; empty: after their column where there are several."""
 
 
 @dataclass(eq=False)
@@ -144,8 +144,8 @@ def refuse_equal_names(tables: Iterable[tuple[str, Path]]) -> None:
         if name in seen:
             where = f"twice in {path}" if seen[name] == path else f"in {seen[name]} and in {path}"
             raise GdshError(
-                f"the series {name!r} is {where}; expected every name once: leave one out, join exports of one sensor, "
-                "or tell sensors apart with --names file"
+                f"the series {name!r} is {where}; expected every name once: leave one out, join exports of one "
+                "sensor, or tell sensors apart with --names file"
             )
         seen[name] = path
 

@@ -45,6 +45,8 @@ class Axis:
     """``time`` or ``number``."""
     zoned: bool = False
     """Whether the cells name their time zone; the values are in UTC then."""
+    timezone: str | None = None
+    """Taken for cells that name none."""
     rule: str = ""
     """How the cells were read, for the report."""
 
@@ -62,8 +64,8 @@ class Axis:
         order = self.values if len(self.values) < 2 or self.values[0] <= self.values[-1] else self.values[::-1]
         if low < order[0] or high > order[-1]:
             raise GdshError(
-                f"the label {excerpt([start, end])} lies outside of its series, which goes from {self.show(order[0])} to "
-                f"{self.show(order[-1])}: correct it, or give it the series that it was made on"
+                f"the label {excerpt([start, end])} lies outside of its series, which goes from {self.show(order[0])} "
+                f"to {self.show(order[-1])}: correct it, or give it the series that it was made on"
             )
         first = int(np.searchsorted(order, low, side="left"))
         last = int(np.searchsorted(order, high, side="right")) - 1
@@ -91,14 +93,14 @@ class Axis:
                 raise GdshError(
                     f"the label's bound {excerpt(bound)} is no number, as the series' axis has; {_FIX}"
                 ) from err
-        found = read_axis([str(bound)], self.rule if self.rule in _ORDERS else "")
+        found = read_axis([str(bound)], self.rule if self.rule in _ORDERS else "", self.timezone)
         if found is None or found.kind != "time":
             raise GdshError(f"the label's bound {excerpt(bound)} is no time that can be read; {_FIX}")
         if found.zoned != self.zoned:
             which = ("names a time zone and the series' times do not", "names no time zone and the series' times do")
             raise GdshError(
-                f"the label's bound {excerpt(bound)} {which[self.zoned]}; say with --timezone which one is meant, e.g. "
-                "--timezone Asia/Shanghai"
+                f"the label's bound {excerpt(bound)} {which[self.zoned]}; say with --timezone which one is meant, "
+                "e.g. --timezone Asia/Shanghai"
             )
         return found.values[0]
 
@@ -107,7 +109,7 @@ _FIX = "correct it, or export labels and series from the same place"
 _ORDERS = ("day first", "month first")
 
 
-def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None, name: str = "") -> Axis | None:
+def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None) -> Axis | None:
     """Reads the cells of a column as times or counting numbers.
 
     Arguments:
@@ -122,10 +124,7 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
     """
     texts = pd.Series(cells, dtype=object)
     numbers = pd.to_numeric(texts, errors="coerce")
-    if numbers.notna().all():
-        axis = _epoch(numbers.to_numpy(), name)
-    else:
-        axis = _times(texts.astype(str), order, timezone)
+    axis = _epoch(numbers.to_numpy()) if numbers.notna().all() else _times(texts.astype(str), order, timezone)
     if axis is not None:
         _refuse_turns(axis)
     return axis
@@ -144,14 +143,14 @@ def looks_like_time(name: str, cells: Sequence[Any]) -> bool:
         return False
 
 
-def _epoch(numbers: Any, name: str) -> Axis:
+def _epoch(numbers: Any) -> Axis:
     low, high = float(np.min(numbers)), float(np.max(numbers))
     for start, below, unit in _EPOCHS:
         if start <= low and high < below:
             whole = np.floor(numbers).astype(np.int64)
             rest = np.rint((numbers - whole) * unit).astype(np.int64)
-            return Axis(whole * unit + rest, "time", True, f"numbers, {unit:,} ns each, since 1970-01-01 UTC")
-    return Axis(numbers.astype(np.float64), "number", False, "numbers")
+            return Axis(whole * unit + rest, "time", True, rule=f"numbers, {unit:,} ns each, since 1970-01-01 UTC")
+    return Axis(numbers.astype(np.float64), "number", rule="numbers")
 
 
 def _times(texts: pd.Series, order: str, timezone: str | None) -> Axis | None:
@@ -197,16 +196,15 @@ def _axis(parsed: pd.Series, rule: str, timezone: str | None, zoned: bool = Fals
             raise GdshError(f"--timezone {timezone}: {err}") from err
     if zoned:
         parsed = parsed.dt.tz_localize(None)
-    return Axis(parsed.astype("datetime64[ns]").astype("int64").to_numpy(), "time", zoned, rule)
+    return Axis(parsed.astype("datetime64[ns]").astype("int64").to_numpy(), "time", zoned, timezone, rule)
 
 
 def _refuse_turns(axis: Axis) -> None:
     """Times may stand still, rise or fall, but not turn: which rows a label covers could be read in two ways."""
     steps = np.diff(axis.values)
     if (steps < 0).any() and (steps > 0).any():
-        turn = int(np.flatnonzero(np.sign(steps) != np.sign(steps[np.flatnonzero(steps)[0]]))[0]) + 1
-        standing = np.flatnonzero((steps != 0) & (np.sign(steps) != np.sign(steps[np.flatnonzero(steps)[0]])))
-        turn = int(standing[0]) + 1
+        first = steps[np.flatnonzero(steps)[0]]
+        turn = int(np.flatnonzero(np.sign(steps) == -np.sign(first))[0]) + 1
         raise GdshError(
             f"time runs back and forth: row {turn} has {axis.show(axis.values[turn])} after "
             f"{axis.show(axis.values[turn - 1])}; sort the rows, or export the series anew"
