@@ -194,13 +194,14 @@ def runs(cells: pd.Series, kind: str) -> list[Label]:
     Raises:
         GdshError: the column holds numbers besides 0 and 1.
     """
-    texts = (
-        cells.fillna("0").astype(str).str.strip().replace({"0.0": "0", "1.0": "1", "": "0", "False": "0", "True": "1"})
-    )
-    odd = sorted(one for one in set(texts.unique()) - {"0", "1"} if re.fullmatch(r"[-+.\d]+", one))
+    if pd.api.types.is_numeric_dtype(cells) and bool(cells.isin((0, 1)).all()):
+        codes, names = cells.to_numpy(dtype=np.int64), ["0", "1"]
+    else:
+        plain = {"0.0": "0", "1.0": "1", "": "0", "False": "0", "True": "1"}
+        codes, names = pd.factorize(cells.fillna("0").astype(str).str.strip().replace(plain))
+    odd = sorted(one for one in set(names) - {"0", "1"} if re.fullmatch(r"[-+.\d]+", one))
     if odd:
         raise GdshError(f"the column of labels holds {', '.join(odd[:5])}; expected 0 and 1, or the names of types")
-    codes, names = pd.factorize(texts)
     ends = np.flatnonzero(np.diff(codes, append=-1))
     starts = np.concatenate([[0], ends[:-1] + 1])
     found = []

@@ -214,7 +214,7 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     axis = None
     if table.time is not None:
         order = options.dates.replace("-", " ")
-        axis = read_axis(list(table.time), order, options.timezone)
+        axis = read_axis(table.time.reset_index(drop=True), order, options.timezone)
         if axis is None:
             raise GdshError(f"the column of times {table.time.name!r} has cells that are no times; correct them")
         report.axes[axis.rule] += 1

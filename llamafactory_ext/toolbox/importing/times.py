@@ -32,6 +32,7 @@ _CHINESE = re.compile(
     r"\s*(\d{4})年(\d{1,2})月(\d{1,2})日\s*(?:(\d{1,2})[时:：](\d{1,2})[分:：]?(?:(\d{1,2})秒?)?)?\s*$"
 )
 _SLASHES = re.compile(r"\s*(\d{1,2})[./-](\d{1,2})[./-](\d{4})")
+_ISO = re.compile(r"\s*\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?\s*")
 _ZONE = re.compile(r"(?:Z|[+-]\d{2}:?\d{2})\s*$")
 
 
@@ -122,9 +123,13 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
     Raises:
         GdshError: dates that can be read in two ways, or an axis that runs backwards.
     """
-    texts = pd.Series(cells, dtype=object)
-    numbers = pd.to_numeric(texts, errors="coerce")
-    axis = _epoch(numbers.to_numpy()) if numbers.notna().all() else _times(texts.astype(str), order, timezone)
+    column = cells if isinstance(cells, pd.Series) else pd.Series(cells, dtype=object)
+    if not pd.api.types.is_numeric_dtype(column) and _is_number(column.iloc[0]):
+        column = pd.to_numeric(column, errors="coerce")
+    if pd.api.types.is_numeric_dtype(column):
+        axis = None if column.isna().any() else _epoch(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    else:
+        axis = _plain_times(column, timezone) or _times(column.astype(str), order, timezone)
     if axis is not None:
         _refuse_turns(axis)
     return axis
@@ -151,6 +156,18 @@ def _epoch(numbers: Any) -> Axis:
             rest = np.rint((numbers - whole) * unit).astype(np.int64)
             return Axis(whole * unit + rest, "time", True, rule=f"numbers, {unit:,} ns each, since 1970-01-01 UTC")
     return Axis(numbers.astype(np.float64), "number", rule="numbers")
+
+
+def _plain_times(cells: pd.Series, timezone: str | None) -> Axis | None:
+    """Reads times as ISO 8601 writes them, without zone: nearly every file, and ten times as fast as the rest."""
+    if pd.api.types.is_datetime64_any_dtype(cells):
+        return _axis(cells, "year first", timezone) if cells.dt.tz is None else None
+    if not _ISO.fullmatch(str(cells.iloc[0])):
+        return None
+    try:
+        return _axis(pd.to_datetime(cells, errors="coerce", format="ISO8601"), "year first", timezone)
+    except (ValueError, AttributeError):  # zones, in some cells
+        return None
 
 
 def _times(texts: pd.Series, order: str, timezone: str | None) -> Axis | None:
@@ -197,6 +214,14 @@ def _axis(parsed: pd.Series, rule: str, timezone: str | None, zoned: bool = Fals
     if zoned:
         parsed = parsed.dt.tz_localize(None)
     return Axis(parsed.astype("datetime64[ns]").astype("int64").to_numpy(), "time", zoned, timezone, rule)
+
+
+def _is_number(cell: object) -> bool:
+    try:
+        float(str(cell))
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse_turns(axis: Axis) -> None:
