@@ -18,10 +18,12 @@ _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "d
 
 
 COMMANDS = {
+    "import": "bring labels and series of any form to annotations and CSV files",
     "prepare": "make training data of annotations and CSV files",
     "check": "show what a run would see of a data set, and what is wrong with it",
     "plan": "say before a run whether it fits, how many steps it has and how long it takes",
     "evaluate": "score what a model predicted",
+    "labels": "write labels or predictions as pre-labels for people's tools",
 }
 USAGE = 2
 
@@ -39,7 +41,7 @@ def main() -> int:
         print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return USAGE
     try:
-        command = importlib.import_module(f"llamafactory_ext.toolbox.cli.{name}")
+        command = importlib.import_module(f"llamafactory_ext.toolbox.cli.{'import_' if name == 'import' else name}")
         from llamafactory_ext.toolbox.cli.terminal import run
     except ModuleNotFoundError as missing:
         print(f"error: no module {missing.name}; install what it needs: pip install '.[tools]'", file=sys.stderr)

@@ -1,0 +1,45 @@
+"""Writes labels, or what a model predicted, as pre-labels for the tools that people correct labels in.
+
+llamafactory-ext labels data/plant --to label-studio --out prelabels
+llamafactory-ext labels data/plant --detections detections.csv --to annotator --out prelabels
+"""
+
+import argparse
+from pathlib import Path
+
+from llamafactory_ext.errors import GdshError
+from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, complain, say
+from llamafactory_ext.toolbox.importing.back import FORMS, LOST, replace_anomalies
+from llamafactory_ext.toolbox.importing.layout import read_layout
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="llamafactory-ext labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit status: 0 written, 1 faults in the data, 2 wrong usage.",
+    )
+    parser.add_argument("data", type=Path, metavar="DIR", help="a folder with json/ and timeseries/")
+    parser.add_argument("--to", choices=sorted(FORMS), required=True, help="the form to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of what is written")
+    parser.add_argument(
+        "--detections", type=Path, metavar="FILE.csv", help="series, start, end, type: in place of labels"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    given = parse()
+    try:
+        series = list(read_layout(given.data))
+        if given.detections:
+            series = replace_anomalies(series, given.detections)
+        path = FORMS[given.to](series, given.out)
+    except GdshError as err:
+        complain(f"error: {err}")
+        return FAULTS
+    if given.to in LOST:
+        say(LOST[given.to])
+    say(f"{len(series)} series, {sum(len(one.anomalies or ()) for one in series)} intervals: {path}")
+    return DONE

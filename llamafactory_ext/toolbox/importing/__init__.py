@@ -1,0 +1,5 @@
+"""Labels and series of any form brought to GDSH's layout, and back to the tools that people correct labels in.
+
+``sources`` reads tables (pandas), ``times`` places labels on a series' own axis, ``labels`` reads what tools and
+public data sets write, ``layout`` writes and reads ``json/`` and ``timeseries/``, ``back`` writes pre-labels.
+"""

@@ -1,0 +1,351 @@
+"""Labels as tools and public data sets write them, each with the series that it belongs to.
+
+Nothing is placed on rows here: bounds stay what the file says, rows or times, until the series is known.
+"""
+
+import csv
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llamafactory_ext.errors import GdshError, excerpt
+from llamafactory_ext.gdsh.dialects import unique_keys
+from llamafactory_ext.gdsh.textfiles import read_text
+
+from .sources import Table, stem
+
+
+_UPLOAD = re.compile(r"^[0-9a-f]{6,12}-")
+_UCR = re.compile(r"_(\d+)_(\d+)_(\d+)$")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One labelled stretch, as its file says it."""
+
+    start: Any
+    end: Any
+    type: str = ""
+    in_rows: bool = False
+    """Whether the bounds are rows, 0-based, both counted; else times or numbers of the series' own axis."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else is said: reason, annotator …"""
+
+
+@dataclass
+class Labels:
+    """The labels of one source, by the name of a file or of a series."""
+
+    kind: str
+    by_name: dict[str, list[Label]] = field(default_factory=lambda: defaultdict(list))
+    """A name without labels stands for a series that somebody looked at and found nothing in."""
+    left_out: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Annotations that were not taken, by reason."""
+    agreement: dict[str, float] = field(default_factory=dict)
+    """Mean overlap (intersection over union of labelled time) of each two annotators, over the series of both."""
+
+    def of(self, table: Table) -> list[Label] | None:
+        """Returns the labels of a series, None where the source does not speak of it."""
+        for name in (table.name, table.file.name, stem(table.file)):
+            if name in self.by_name:
+                return self.by_name[name]
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which annotations count."""
+
+    annotator: str = ""
+    """One annotator's; ``all`` takes everybody's; empty is refused where several differ."""
+    only_approved: bool = False
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        GdshError: it is none; names the place.
+    """
+    try:
+        return json.loads(read_text(path), object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as err:
+        raise GdshError(
+            f"{path} is not valid JSON at line {err.lineno}, column {err.colno} ({err.msg}); correct it"
+        ) from err
+
+
+def kind_of(content: Any) -> str:
+    """Returns what a JSON file holds: ``label-studio``, ``annotator``, ``windows``, ``gdsh``; else nothing."""
+    first = content[0] if isinstance(content, list) and content else content
+    if not isinstance(first, dict):
+        return ""
+    if isinstance(content, dict) and "filename" in content and "annotations" in content:
+        return "annotator"
+    if "conversations" in first:
+        return "gdsh"
+    if isinstance(content, list) and ("annotations" in first or "completions" in first or "csv" in first):
+        return "label-studio"
+    if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()):
+        return "windows"
+    return ""
+
+
+def from_windows(path: Path) -> Labels:
+    """``{file: [[start, end], …]}`` in rows (whole numbers) or times, as NAB's ``combined_windows.json``."""
+    found, content = Labels("windows"), read_json(path)
+    if not isinstance(content, dict):
+        raise GdshError(f"{path} holds {excerpt(content)}; expected an object: file name to list of [start, end]")
+    for name, windows in content.items():
+        labels = found.by_name[_base(name)]
+        for number, window in enumerate(windows if isinstance(windows, list) else [windows]):
+            bounds = window[:2] if isinstance(window, list) and len(window) in (2, 3) else None
+            if bounds is None:
+                raise GdshError(f"{path}: window {number} of {name!r} is {excerpt(window)}; expected [start, end]")
+            rows = all(isinstance(one, int) and not isinstance(one, bool) for one in bounds)
+            labels.append(Label(bounds[0], bounds[1], type=str(window[2]) if len(window) == 3 else "", in_rows=rows))
+    return found
+
+
+def from_annotator(paths: Iterable[Path], choice: Choice) -> Labels:
+    """One JSON a series: ``filename``, ``annotations[].label.text``, ``segments[].start/end``, rows."""
+    found = Labels("annotator")
+    for path in paths:
+        content = read_json(path)
+        if kind_of(content) != "annotator":
+            raise GdshError(f"{path} has no `filename` and `annotations`; expected one JSON of the annotator a series")
+        approved = content.get("approved", content.get("status") in ("approved", "已审核"))
+        if choice.only_approved and not approved:
+            found.left_out["not approved"] += 1
+            continue
+        labels = found.by_name[_base(content["filename"])]
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{path}: annotation {number}"
+            label = annotation.get("label") if isinstance(annotation, dict) else None
+            kind = label.get("text", "") if isinstance(label, dict) else str(label or "")
+            for segment in _list(annotation, "segments", where):
+                start, end = _bounds(segment, where)
+                labels.append(Label(start, end, kind, in_rows=True, fields=_remarks(segment)))
+    return found
+
+
+def from_label_studio(path: Path, choice: Choice) -> Labels:
+    """Label Studio's exports of time series: JSON, JSON_MIN and CSV.
+
+    Cancelled annotations, drafts and predictions are left out. Bounds are on the series' own time column.
+    """
+    tasks = _csv_tasks(path) if path.suffix.lower() == ".csv" else read_json(path)
+    if not isinstance(tasks, list):
+        raise GdshError(f"{path} holds {excerpt(tasks)}; expected Label Studio's list of tasks")
+    found = Labels("label-studio")
+    by_annotator: dict[str, dict[str, list[Label]]] = defaultdict(dict)
+    for number, task in enumerate(tasks):
+        where = f"{path}: task {task.get('id', number) if isinstance(task, dict) else number}"
+        if not isinstance(task, dict):
+            raise GdshError(f"{where} is {excerpt(task)}; expected an object")
+        name = _series_of(task, where)
+        for annotator, labels in _annotations(task, where, choice, found):
+            by_annotator[annotator].setdefault(name, []).extend(labels)
+    chosen = _choose(by_annotator, choice, path)
+    found.agreement = _agreement(by_annotator)
+    for annotator in chosen:
+        for name, labels in by_annotator[annotator].items():
+            known = {(one.start, one.end, one.type) for one in found.by_name[name]}
+            found.by_name[name] += [one for one in labels if (one.start, one.end, one.type) not in known]
+    return found
+
+
+def from_columns(tables: Iterable[Table], kind: str) -> Labels:
+    """Runs of a 0/1 column, or of one that names types; an empty cell and 0 are no anomaly."""
+    found = Labels("column")
+    for table in tables:
+        if table.label is None:
+            raise GdshError(f"{table.file}: no column of labels; name it with --labels column:NAME")
+        found.by_name[table.name] = runs(table.label, kind)
+    return found
+
+
+def from_names(tables: Iterable[Table], kind: str) -> Labels:
+    """UCR's archive: ``…_TRAIN_START_END.txt``, the anomaly's first and last row counted from 1."""
+    found = Labels("ucr")
+    for table in tables:
+        match = _UCR.search(stem(table.file))
+        if not match:
+            raise GdshError(
+                f"{table.file}: its name does not end with _TRAIN_START_END, as UCR's do; choose other --labels"
+            )
+        train, start, end = map(int, match.groups())
+        fields = {"train_rows": train}
+        found.by_name[table.name] = [Label(start - 1, end - 1, kind, in_rows=True, fields=fields)]
+    return found
+
+
+def runs(cells: pd.Series, kind: str) -> list[Label]:
+    """Returns a label for each run of equal cells that mark an anomaly.
+
+    Raises:
+        GdshError: the column holds numbers besides 0 and 1.
+    """
+    if pd.api.types.is_numeric_dtype(cells) and bool(cells.isin((0, 1)).all()):
+        codes, names = cells.to_numpy(dtype=np.int64), ["0", "1"]
+    else:
+        plain = {"0.0": "0", "1.0": "1", "": "0", "False": "0", "True": "1"}
+        codes, names = pd.factorize(cells.fillna("0").astype(str).str.strip().replace(plain))
+    odd = sorted(one for one in set(names) - {"0", "1"} if re.fullmatch(r"[-+.\d]+", one))
+    if odd:
+        raise GdshError(f"the column of labels holds {', '.join(odd[:5])}; expected 0 and 1, or the names of types")
+    ends = np.flatnonzero(np.diff(codes, append=-1))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    found = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        name = names[codes[start]]
+        if name != "0":
+            found.append(Label(start, end, kind if name == "1" else name, in_rows=True))
+    return found
+
+
+def _base(name: str) -> str:
+    """The file name in a path of any machine, without the prefix that an upload got."""
+    last = re.split(r"[\\/=]", str(name))[-1]
+    return _UPLOAD.sub("", last)
+
+
+def _list(value: Any, key: str, where: str) -> list[Any]:
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        raise GdshError(f"{where} has {excerpt(found)} for {key!r}; expected a list: correct it")
+    return found
+
+
+def _bounds(segment: Any, where: str) -> tuple[int, int]:
+    for first, last in (("start", "end"), ("start_index", "end_index")):
+        if isinstance(segment, dict) and first in segment and last in segment:
+            found = segment[first], segment[last]
+            if all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+                return found
+    raise GdshError(f"{where} has the segment {excerpt(segment)}; expected `start` and `end`, two rows")
+
+
+def _remarks(segment: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: segment[key] for key in ("reason", "confidence") if segment.get(key) not in (None, "")}
+
+
+def _series_of(task: Mapping[str, Any], where: str) -> str:
+    data = task.get("data", task)
+    named = [
+        value for key, value in data.items() if isinstance(value, str) and re.search(r"\.(csv|tsv|txt)(\.gz)?$", value)
+    ]
+    if task.get("file_upload") and not named:
+        named = [task["file_upload"]]
+    if len({_base(one) for one in named}) != 1:
+        raise GdshError(f"{where} names {excerpt(named)}; expected one CSV file among its data")
+    return _base(named[0])
+
+
+def _annotations(
+    task: Mapping[str, Any], where: str, choice: Choice, found: Labels
+) -> Iterable[tuple[str, list[Label]]]:
+    """Yields annotator and labels of each annotation that counts."""
+    if "annotations" not in task and "completions" not in task:  # JSON_MIN and CSV: one flat task an annotation
+        yield str(task.get("annotator", "")), [_region(one, where) for one in task.get("label") or []]
+        return
+    for one in task.get("annotations", task.get("completions")) or []:
+        if one.get("was_cancelled") or one.get("skipped"):
+            found.left_out["cancelled"] += 1
+            continue
+        reviews = one.get("reviews") or []
+        if choice.only_approved and not (one.get("ground_truth") or (reviews and reviews[-1].get("accepted"))):
+            found.left_out["not approved"] += 1
+            continue
+        who = one.get("completed_by", "")
+        who = who.get("email") or who.get("id") if isinstance(who, dict) else who
+        regions = [
+            result for result in one.get("result", []) if result.get("type", "timeserieslabels") == "timeserieslabels"
+        ]
+        found.left_out["results that are no time-series labels"] += len(one.get("result", [])) - len(regions)
+        yield str(who), [_region(result.get("value"), where) for result in regions]
+
+
+def _region(value: Any, where: str) -> Label:
+    if not isinstance(value, dict) or "start" not in value or not ("end" in value or value.get("instant")):
+        raise GdshError(f"{where} has the region {excerpt(value)}; expected `start` and `end`")
+    names = value.get("timeserieslabels") or [""]
+    if len(names) > 1:
+        raise GdshError(f"{where} gives one region {len(names)} labels: {excerpt(names)}; expected one")
+    end = value["start"] if value.get("instant") else value["end"]
+    return Label(value["start"], end, str(names[0]))
+
+
+def _csv_tasks(path: Path) -> list[dict[str, Any]]:
+    rows = csv.DictReader(read_text(path).splitlines())
+    tasks = []
+    for number, row in enumerate(rows):
+        try:
+            label = json.loads(row.get("label") or "[]")
+        except ValueError as err:
+            raise GdshError(
+                f"{path}: row {number + 2} has {excerpt(row.get('label'))} for `label`; expected JSON"
+            ) from err
+        tasks.append({**row, "label": label})
+    return tasks
+
+
+def _choose(by_annotator: Mapping[str, Mapping[str, Any]], choice: Choice, path: Path) -> list[str]:
+    everybody = sorted(by_annotator)
+    if choice.annotator and choice.annotator != "all":
+        if choice.annotator not in by_annotator:
+            raise GdshError(
+                f"{path} has no annotator {choice.annotator!r}; there are {', '.join(everybody) or 'none'}"
+            )
+        return [choice.annotator]
+    shared = {
+        name for one, other in combinations(everybody, 2) for name in by_annotator[one].keys() & by_annotator[other]
+    }
+    if shared and not choice.annotator:
+        raise GdshError(
+            f"{path}: {len(shared)} series were labelled by several annotators ({', '.join(everybody)}), e.g. "
+            f"{sorted(shared)[0]}; take one with --annotator NAME, or everybody's labels with --annotator all"
+        )
+    return everybody
+
+
+def _agreement(by_annotator: Mapping[str, Mapping[str, list[Label]]]) -> dict[str, float]:
+    found = {}
+    for one, other in combinations(sorted(by_annotator), 2):
+        shared = by_annotator[one].keys() & by_annotator[other].keys()
+        ratios = [_overlap(by_annotator[one][name], by_annotator[other][name]) for name in sorted(shared)]
+        if ratios:
+            found[f"{one} and {other}"] = round(sum(ratios) / len(ratios), 4)
+    return found
+
+
+def _overlap(one: list[Label], other: list[Label]) -> float:
+    """Intersection over union of the labelled time of two annotators; 1 where neither found anything."""
+    spans = [_spans(one), _spans(other)]
+    if not spans[0] and not spans[1]:
+        return 1.0
+    edges = sorted({edge for group in spans for span in group for edge in span})
+    both = either = 0.0
+    for low, high in pairwise(edges):
+        held = [any(start <= low and high <= end for start, end in group) for group in spans]
+        both += (high - low) * all(held)
+        either += (high - low) * any(held)
+    return both / either if either else float(spans[0] == spans[1])
+
+
+def _spans(labels: list[Label]) -> list[tuple[float, float]]:
+    found = []
+    for one in labels:
+        bounds = [pd.to_numeric(str(edge), errors="coerce") for edge in (one.start, one.end)]
+        if any(pd.isna(bounds)):
+            bounds = [pd.Timestamp(str(edge)).value / 1e9 for edge in (one.start, one.end)]
+        found.append((float(bounds[0]), float(bounds[1])))
+    return sorted(found)

@@ -1,0 +1,266 @@
+"""Tables of series, of any dialect: one sensor a file, a column a sensor, or long with a column of tags."""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llamafactory_ext.errors import GdshError, excerpt
+
+from .times import looks_like_time
+
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt", ".txt.gz", ".xlsx", ".parquet")
+
+_TAGS = {
+    "tag",
+    "tags",
+    "tagname",
+    "tag_name",
+    "name",
+    "point",
+    "sensor",
+    "item",
+    "metric",
+    "kpi id",
+    "series",
+    "测点",
+    "位号",
+    "点名",
+    "名称",
+}
+_LABELS = {
+    "is_anomaly",
+    "anomaly",
+    "label",
+    "labels",
+    "anomaly_label",
+    "is_outlier",
+    "outlier",
+    "is_attack",
+    "异常",
+    "标签",
+    "是否异常",
+}
+_QUALITY = {"quality", "status", "category", "质量", "质量码"}
+_VALUES = {"value", "values", "data", "val", "值", "数值"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How tables are to be read; what is empty is found out."""
+
+    value_column: str = ""
+    time_column: str = ""
+    label_column: str = ""
+    tag_column: str = ""
+    names: str = ""
+    """``file``: series are called after their file and column; empty: after their column where there are several."""
+
+
+@dataclass(eq=False)
+class Table:
+    """One series, its cells as they stand in the file."""
+
+    name: str
+    file: Path
+    values: pd.Series
+    time: pd.Series | None = None
+    label: pd.Series | None = None
+    column: str = ""
+    unused: tuple[str, ...] = ()
+    """Columns of the file that nothing was taken from."""
+    rows: Any = field(default=None, repr=False)
+    """Rows of a long table that are this series'; None for all."""
+
+
+def table_files(paths: Iterable[Path]) -> list[Path]:
+    """Returns the files of tables among files and folders, in order; hidden ones are passed over.
+
+    Raises:
+        GdshError: a path that is not there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = (
+                one for one in sorted(path.rglob("*")) if not any(part.startswith(".") for part in one.parts[-3:])
+            )
+            found += [one for one in below if one.is_file() and one.name.lower().endswith(SUFFIXES)]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise GdshError(f"{path}: no such file or folder; correct the path")
+    return found
+
+
+def stem(path: Path) -> str:
+    """Returns a table's file name without the ending that says its form."""
+    name = path.name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def read_tables(path: Path, how: Reading) -> Iterator[Table]:
+    """Yields the series of one file.
+
+    Raises:
+        GdshError: which column is the series can't be told, or the file can't be read; names no file.
+    """
+    frame = _frame(path)
+    if frame.empty:
+        raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
+    names = [str(name) for name in frame.columns]
+    time = _named(names, how.time_column, "--time-column") or next(
+        (name for name in names if looks_like_time(name, frame[name].head(20))), ""
+    )
+    tag = _named(names, how.tag_column, "--tag-column") or _tag_column(frame, names, time)
+    label = _named(names, how.label_column, "--labels column:") or (
+        "" if tag else next((name for name in names if name.strip().lower() in _LABELS and _is_flag(frame[name])), "")
+    )
+    rest = [name for name in names if name not in (time, tag, label)]
+    chosen = _value_columns(frame, rest, how)
+    unused = tuple(name for name in rest if name not in chosen and not _is_row_number(frame[name], name))
+    for column in chosen:
+        if tag:
+            for one, rows in frame.groupby(tag, sort=False).groups.items():
+                part = frame.loc[rows]
+                yield Table(str(one), path, part[column], _at(part, time), _at(part, label), column, unused, rows)
+        else:
+            name = stem(path) if len(chosen) == 1 else f"{stem(path)}_{column}" if how.names == "file" else column
+            yield Table(_safe(name), path, frame[column], _at(frame, time), _at(frame, label), column, unused)
+
+
+def refuse_equal_names(tables: Iterable[tuple[str, Path]]) -> None:
+    """Raises GdshError where two series have one name: two sensors, or two exports of one that overlap."""
+    seen: dict[str, Path] = {}
+    for name, path in tables:
+        if name in seen:
+            where = f"twice in {path}" if seen[name] == path else f"in {seen[name]} and in {path}"
+            raise GdshError(
+                f"the series {name!r} is {where}; expected every name once: leave one out, join exports of one "
+                "sensor, or tell sensors apart with --names file"
+            )
+        seen[name] = path
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    lower = path.name.lower()
+    try:
+        if lower.endswith(".parquet"):
+            frame = pd.read_parquet(path)
+            return frame.reset_index() if frame.index.name else frame
+        if lower.endswith(".xlsx"):
+            return pd.read_excel(path)
+        return _csv(path)
+    except GdshError:
+        raise
+    except ImportError as err:
+        raise GdshError(
+            f"needs {err.name or 'another package'} to be read: pip install 'llamafactory-ext[import]'"
+        ) from err
+    except (ValueError, OSError, UnicodeError, pd.errors.ParserError, csv.Error) as err:
+        raise GdshError(f"can't be read as a table ({' '.join(str(err).split())[:200]}); export it anew") from err
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    packed = "gzip" if path.name.lower().endswith(".gz") else None
+    encoding, head = _head(path, packed)
+    lines = [line for line in head.splitlines() if line.strip()]
+    if not lines:
+        raise GdshError("is empty; expected a header and rows")
+    if all(_is_number(line) for line in lines[:5]):  # one value a line and no header, as UCR's archive has it
+        return pd.read_csv(path, header=None, names=["value"], encoding=encoding, compression=packed)
+    skipped = 1 if lines[0].lower().startswith("sep=") else 0
+    mark = lines[0][4:5] if skipped else max(";\t,|", key=lines[0].count)
+    return pd.read_csv(
+        path, sep=mark, skiprows=skipped, encoding=encoding, compression=packed, skipinitialspace=True,
+        keep_default_na=False, na_values=[""], low_memory=False,
+    )  # fmt: skip
+
+
+def _head(path: Path, packed: str | None) -> tuple[str, str]:
+    import gzip
+
+    with gzip.open(path) if packed else path.open("rb") as file:
+        data = file.read(1 << 16)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16", data.decode("utf-16", errors="ignore")
+    for encoding in ("utf-8-sig", "gb18030"):
+        try:
+            return encoding, data[: data.rfind(b"\n") + 1 or None].decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise GdshError("is neither UTF-8 nor GB18030 nor UTF-16 text; save it as UTF-8")
+
+
+def _value_columns(frame: pd.DataFrame, names: list[str], how: Reading) -> list[str]:
+    if how.value_column:
+        return [_named(names, how.value_column, "--value-column")]
+    exact = [name for name in names if name.strip().lower() in _VALUES]
+    numeric = [
+        name
+        for name in names
+        if not _is_row_number(frame[name], name)
+        and name.strip().lower() not in _QUALITY
+        and _mostly_numbers(frame[name])
+    ]
+    if len(exact) == 1 and exact[0] in numeric:
+        return exact
+    if not numeric:
+        raise GdshError(f"no column of numbers in {excerpt(names)}; name the series with --value-column")
+    return numeric
+
+
+def _named(names: list[str], wanted: str, option: str) -> str:
+    if wanted and wanted not in names:
+        raise GdshError(f"no column {wanted!r} ({option}), only {excerpt(names)}; correct the name")
+    return wanted
+
+
+def _tag_column(frame: pd.DataFrame, names: list[str], time: str) -> str:
+    """A column of texts, called as tags are, that holds more than one and comes back to each."""
+    for name in names:
+        if name != time and name.strip().lower() in _TAGS and not pd.api.types.is_numeric_dtype(frame[name]):
+            several = frame[name].nunique()
+            if 1 < several < len(frame):
+                return name
+    return ""
+
+
+def _mostly_numbers(cells: pd.Series) -> bool:
+    if pd.api.types.is_numeric_dtype(cells):
+        return bool(cells.notna().any())
+    return bool(cells.dropna().astype(str).head(200).str.contains(r"\d").mean() > 0.5)
+
+
+def _is_flag(cells: pd.Series) -> bool:
+    return set(pd.unique(cells.dropna())) <= {0, 1, "0", "1"}
+
+
+def _is_row_number(cells: pd.Series, name: str) -> bool:
+    unnamed = not name.strip() or name.startswith("Unnamed:") or name.strip().lower() in ("index", "idx", "序号")
+    return unnamed and pd.api.types.is_integer_dtype(cells) and bool((cells.diff().dropna() == 1).all())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _at(frame: pd.DataFrame, name: str) -> pd.Series | None:
+    return frame[name] if name else None
+
+
+def _safe(name: str) -> str:
+    """A name that can be a file's on any system."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip() or "series"
