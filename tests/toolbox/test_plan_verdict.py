@@ -11,13 +11,12 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.toolbox.plan import rates
 from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
-from llamafactory_ext.toolbox.plan.files import checkpoints_kept
 from llamafactory_ext.toolbox.plan.memory import Load
-from llamafactory_ext.toolbox.plan.preflight import check
+from llamafactory_ext.toolbox.plan.preflight import check, checkpoints_kept
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.shape import KNOWN
+from llamafactory_ext.toolbox.plan.steps import seconds
 from llamafactory_ext.toolbox.plan.verdict import faster, judge, recommend, total
 
 
@@ -194,11 +193,11 @@ def test_checkpoints_on_disk(make: Make, keys: dict[str, Any], steps: int, kept:
 
 
 def test_time_only_where_it_was_measured(tmp_path: Path) -> None:
-    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
+    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
     row = {"card": "RTX 2080Ti", "layers": 48, "hidden_size": 5120, "quantization_bit": 4, "tokens_per_second": 100}
     (tmp_path / "rates.json").write_text(json.dumps([row]))
-    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
-    assert rates.seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
+    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
+    assert seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
 
 
 # Pre-flight

@@ -54,8 +54,7 @@ def main() -> int:
     hush()
     try:
         from llamafactory_ext.toolbox.plan.data import DataError
-        from llamafactory_ext.toolbox.plan.planning import make_plan
-        from llamafactory_ext.toolbox.plan.report import report
+        from llamafactory_ext.toolbox.plan.planning import make_plan, report
         from llamafactory_ext.toolbox.session.recipe import UsageError
 
         plan = make_plan(options.recipe, options.overrides, options.gpu, options.processes)

@@ -6,7 +6,6 @@ compares it with what is measured. On a CPU it was; on cards it was not.
 
 from dataclasses import replace
 
-from .memory_parts import Load, Settings
 from .memory_step import (
     checkpoint_bytes,
     encoder_activation_bytes,
@@ -16,6 +15,8 @@ from .memory_step import (
     residual_bytes,
 )
 from .memory_weights import (
+    Load,
+    Settings,
     adapter_bytes,
     embedding_bytes,
     encoder_bytes,

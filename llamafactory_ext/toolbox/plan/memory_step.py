@@ -5,7 +5,7 @@ of its input, one with a LoRA saves it; an RMSNorm a float32 copy of its input; 
 logarithms of its sums; ``silu(gate) * up`` all three.
 """
 
-from .memory_parts import Load, Settings
+from .memory_weights import Load, Settings
 from .shape import Shape
 
 

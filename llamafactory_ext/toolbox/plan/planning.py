@@ -1,17 +1,19 @@
 """The main path: a recipe in, all that can be known before the run out."""
 
 import os
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llamafactory_ext.toolbox.plan import cards, files, rates
+from llamafactory_ext.toolbox.plan import cards
 from llamafactory_ext.toolbox.plan.cards import Card
 from llamafactory_ext.toolbox.plan.data import Data, read_data
 from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host
-from llamafactory_ext.toolbox.plan.preflight import Check, check
+from llamafactory_ext.toolbox.plan.preflight import Check, check, disk_needed
 from llamafactory_ext.toolbox.plan.recipe import Recipe
-from llamafactory_ext.toolbox.plan.steps import Steps, count_steps
+from llamafactory_ext.toolbox.plan.steps import Steps, count_steps, seconds
 from llamafactory_ext.toolbox.plan.verdict import Change, Verdict, faster, judge, recommend
 from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, check_method, read_recipe
 
@@ -97,12 +99,12 @@ def make_plan(
         device_bytes=on_device(shape, settings, load),
         host_bytes=on_host(shape, settings, load),
         host_gib=cards.machine().gib,
-        disk_gib=files.needed(recipe, shape, settings, steps.total),
+        disk_gib=disk_needed(recipe, shape, settings, steps.total),
         verdict=judge(recipe, shape, load, card, processes),
         faster=faster(recipe, shape, load, card, processes),
         recommended=recommend(_siblings(recipe, recipes), shape, one, card),
         checks=check(recipe, card),
-        seconds=rates.seconds(card.name, shape, settings.quantization_bit, tokens),
+        seconds=seconds(card.name, shape, settings.quantization_bit, tokens),
     )
 
 
@@ -135,3 +137,43 @@ def _siblings(recipe: Recipe, folder: Path | None) -> list[Recipe]:
         if values.get("do_train"):  # the folder holds recipes to ask and to export, too
             found.append(Recipe(path, {**values, "model_name_or_path": recipe.model}))
     return found
+
+
+def report(plan: Plan) -> dict[str, Any]:
+    """Returns everything that the tool prints, ready for JSON."""
+    data, card, verdict = plan.data, plan.card, plan.verdict
+    whole = [one.whole for one in data.tokens]
+    return {
+        "recipe": str(plan.recipe.path),
+        "records": data.read,
+        "records_held_out": data.held_out,
+        "rows": data.rows,
+        "estimated": data.estimated,
+        "tokens": {
+            "longest": max(whole),
+            "median": statistics.median(whole),
+            "total": sum(whole),
+            "most_labels": max(one.answer for one in data.tokens),
+            "most_patches": max(one.series for one in data.tokens),
+        },
+        "processes": plan.processes,
+        "steps_per_epoch": plan.steps.per_epoch,
+        "steps_total": plan.steps.total,
+        "epochs": plan.steps.epochs,
+        "rule_of_thumb": plan.steps.rule_of_thumb,
+        "memory_gib": _gib(plan.device_bytes),
+        "card": {"name": card.name, "gib": card.gib, "found": card.found, "device": card.device},
+        "host_gib": {**_gib(plan.host_bytes), "machine": plan.host_gib},
+        "disk_gib": dict(plan.disk_gib),
+        "seconds": plan.seconds,
+        "fits": verdict.fits,
+        "verdict": verdict.text,
+        "changes": [{"change": one.text, "price": one.price} for one in verdict.changes],
+        "faster": {"change": plan.faster.text, "price": plan.faster.price} if plan.faster else None,
+        "recommended_recipe": str(plan.recommended.path) if plan.recommended else None,
+        "preflight": [{"level": one.level, "text": one.text} for one in plan.checks],
+    }
+
+
+def _gib(parts: Any) -> dict[str, float]:
+    return {name: size / 2**30 for name, size in parts.items()} | {"total": sum(parts.values()) / 2**30}
