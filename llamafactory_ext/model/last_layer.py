@@ -5,8 +5,9 @@ tokens that a kept label follows are looked at: one in ten for an answer about a
 two copies of those rows. The tokens that are left out pass by the feed-forward part unchanged, and are not read.
 
 The rows come to the layer as a keyword, like everything that a layer is told: gradient checkpointing hands it the same
-keywords when it runs the layer a second time, whatever has run in between. They are taken where the layer hands them on to
-its attention, which comes first: since transformers 5.23 a checkpoint repeats ``forward`` without the layer's hooks.
+keywords when it runs the layer a second time, whatever has run in between. They are taken where the layer hands them
+to its attention, which comes first: since transformers 5.23 a checkpoint repeats ``forward`` alone, without hooks of
+the layer's own.
 """
 
 import functools
