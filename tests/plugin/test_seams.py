@@ -172,7 +172,7 @@ def check(package: str, places: Sequence[str], recorded: Mapping[str, str], for_
     version = upstream.installed_version(package).partition("+")[0]
     wanted = {recorded[version]} if version in recorded else set(recorded.values())
     assert upstream.digest(upstream.installed_root(package), places) in wanted, (
-        f"{for_whom}: the source has moved in {package} {version}. Read what `python tests/upstream.py --diff OLD NEW` "
+        f"{for_whom}: the source has moved in {package} {version}. Read what `tests/upstream.py --diff OLD NEW` "
         f"shows of {', '.join(places)} (OLD: a site-packages with {package} {' or '.join(recorded)}), run the tests, "
         "record what `python tests/upstream.py` prints, and the version in `plugin.versions.CHECKED`."
     )

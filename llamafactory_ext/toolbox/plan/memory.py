@@ -1,6 +1,6 @@
 """Bytes that a training run takes, on its device and in the machine's memory, part by part.
 
-Arithmetic over what transformers 5.6, PEFT 0.18, bitsandbytes 0.50 and torch 2.11 keep; `tools/bench/bench.py`
+Arithmetic over what transformers 5.5, PEFT 0.18, bitsandbytes 0.50 and torch 2.11 keep; `tools/bench/bench.py`
 compares it with what is measured. On a CPU it was; on cards it was not.
 """
 
