@@ -231,7 +231,7 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     tests = trial.test([] if arguments.all else chosen) if installed else "not run"
     outcome_of_demo = "failed" if not demo else "works" if environment.demo else "–"
     row = [f"{environment.name} ({trial.versions()})", f"{seconds:.0f} s" if installed else "failed"]
-    print(f"| {' | '.join([*row, 'works' if demo else 'failed', tests])} |", flush=True)
+    print(f"| {' | '.join([*row, outcome_of_demo, tests])} |", flush=True)
     if not arguments.keep:
         for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info", "tools"):
             shutil.rmtree(folder / name, ignore_errors=True)
