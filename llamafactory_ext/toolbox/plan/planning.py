@@ -10,11 +10,11 @@ from typing import Any
 from llamafactory_ext.toolbox.plan import cards
 from llamafactory_ext.toolbox.plan.cards import Card
 from llamafactory_ext.toolbox.plan.data import Data, read_data
-from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host
+from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host, while_loading
 from llamafactory_ext.toolbox.plan.preflight import Check, check, disk_needed
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.steps import Steps, count_steps, seconds
-from llamafactory_ext.toolbox.plan.verdict import Change, Verdict, faster, judge, recommend
+from llamafactory_ext.toolbox.plan.verdict import Change, Recommendation, Verdict, faster, judge, recommend
 from llamafactory_ext.toolbox.session.recipe import UsageError, arguments, check_method, read_recipe
 
 
@@ -29,12 +29,14 @@ class Plan:
     load: Load
     card: Card
     device_bytes: Mapping[str, int]
+    """At the peak of a step."""
+    loading_bytes: Mapping[str, int]
     host_bytes: Mapping[str, int]
     host_gib: float
     disk_gib: Mapping[str, float]
     verdict: Verdict
     faster: Change | None
-    recommended: Recipe | None
+    recommended: Recommendation | None
     checks: list[Check]
     seconds: float | None
 
@@ -43,13 +45,13 @@ class Plan:
         return sum(self.host_bytes.values()) / 2**30 <= self.host_gib
 
     @property
-    def fits_disk(self) -> bool:
-        needed = sum(size for name, size in self.disk_gib.items() if name != "free")
-        return needed <= self.disk_gib["free"]
+    def has_faults(self) -> bool:
+        return any(one.level == "fault" for one in self.checks) or not self.fits_host
 
     @property
-    def has_faults(self) -> bool:
-        return any(one.level == "fault" for one in self.checks) or not self.fits_host or not self.fits_disk
+    def tightest(self) -> str:
+        """The moment at which the device holds the most."""
+        return "step" if sum(self.device_bytes.values()) >= sum(self.loading_bytes.values()) else "loading"
 
 
 def make_plan(
@@ -97,13 +99,14 @@ def make_plan(
         load=load,
         card=card,
         device_bytes=on_device(shape, settings, load),
+        loading_bytes=while_loading(shape, settings),
         host_bytes=on_host(shape, settings, load),
         host_gib=cards.machine().gib,
-        disk_gib=disk_needed(recipe, shape, settings, steps.total),
+        disk_gib=disk_needed(recipe, card, steps.total),
         verdict=judge(recipe, shape, load, card, processes),
         faster=faster(recipe, shape, load, card, processes),
         recommended=recommend(_siblings(recipe, recipes), shape, one, card),
-        checks=check(recipe, card),
+        checks=check(recipe, card, steps.total),
         seconds=seconds(card.name, shape, settings.quantization_bit, tokens),
     )
 
@@ -162,6 +165,8 @@ def report(plan: Plan) -> dict[str, Any]:
         "epochs": plan.steps.epochs,
         "rule_of_thumb": plan.steps.rule_of_thumb,
         "memory_gib": _gib(plan.device_bytes),
+        "loading_gib": _gib(plan.loading_bytes),
+        "tightest": plan.tightest,
         "card": {"name": card.name, "gib": card.gib, "found": card.found, "device": card.device},
         "host_gib": {**_gib(plan.host_bytes), "machine": plan.host_gib},
         "disk_gib": dict(plan.disk_gib),
@@ -170,7 +175,8 @@ def report(plan: Plan) -> dict[str, Any]:
         "verdict": verdict.text,
         "changes": [{"change": one.text, "price": one.price} for one in verdict.changes],
         "faster": {"change": plan.faster.text, "price": plan.faster.price} if plan.faster else None,
-        "recommended_recipe": str(plan.recommended.path) if plan.recommended else None,
+        "recommended_recipe": str(plan.recommended.recipe.path) if plan.recommended else None,
+        "recommended_why": plan.recommended.why if plan.recommended else None,
         "preflight": [{"level": one.level, "text": one.text} for one in plan.checks],
     }
 
