@@ -291,10 +291,10 @@ def test_layers_that_kept_everything_are_done_when_one_is_computed_again():
     assert all_kept == layer_bytes(BIG, QLORA, RECORD) - saved_bytes(BIG, QLORA, RECORD)
     more, every = (replace(QLORA, layers_without_checkpoints=layers) for layers in (99, 48))
     assert layer_bytes(BIG, more, RECORD) == all_kept
-    assert checkpoint_bytes(BIG, more, RECORD) == checkpoint_bytes(BIG, every, RECORD)
+    assert kept_bytes(BIG, more, RECORD) == kept_bytes(BIG, every, RECORD)
     assert layer_bytes(BIG, replace(QLORA, checkpointing=False), RECORD) == all_kept
     one = replace(QLORA, layers_without_checkpoints=1)
-    kept = checkpoint_bytes(BIG, one, RECORD) - checkpoint_bytes(BIG, QLORA, RECORD)
+    kept = kept_bytes(BIG, one, RECORD) - kept_bytes(BIG, QLORA, RECORD)
     assert 0 < kept < saved_bytes(BIG, QLORA, RECORD)
     assert layer_bytes(BIG, one, RECORD) == layer_bytes(BIG, QLORA, RECORD) - kept
 
