@@ -37,25 +37,29 @@ def refuse_other_engines(*arguments: Any) -> None:
         )
 
 
-def report_known_faults(model_args: Any, training_args: Any) -> None:
-    """Logs what the installed transformers does wrong with these arguments, and the fix."""
-    for fault in known_faults(importlib.metadata.version("transformers"), model_args, training_args):
+def report_known_faults(flash_attention: bool, accumulation: int) -> None:
+    """Logs what the installed transformers does wrong in such a run, and the fix."""
+    for fault in known_faults(importlib.metadata.version("transformers"), flash_attention, accumulation):
         logger.warning_rank0(fault)
 
 
-def known_faults(transformers: str, model_args: Any, training_args: Any) -> Iterator[str]:
-    """Yields a line for each fault of this version that these arguments meet; README names the versions tried."""
+def known_faults(transformers: str, flash_attention: bool, accumulation: int) -> Iterator[str]:
+    """Yields a line for each fault of this version that the run meets.
+
+    Arguments:
+        flash_attention: whether attention is FlashAttention-2's (`flash_attn: fa2`).
+        accumulation: `gradient_accumulation_steps`.
+    """
     from packaging.version import Version  # comes with transformers
 
     version = Version(transformers).release
-    if version == (5, 6, 0) and getattr(model_args, "flash_attn", None) == "fa2":
+    if version == (5, 6, 0) and flash_attention:
         yield (
             "transformers 5.6.0 fails with FlashAttention-2 ('NoneType' object has no attribute 'to'): "
             "pip install transformers==5.5.4, or `flash_attn: sdpa`."
         )
-    steps = getattr(training_args, "gradient_accumulation_steps", 1)
-    if (5, 2) <= version < (5, 5, 4) and steps > 1:
+    if (5, 2) <= version < (5, 5, 4) and accumulation > 1:
         yield (
-            f"transformers {transformers} divides accumulated gradients by `gradient_accumulation_steps` ({steps}) "
-            "twice, which makes gradient norms too small and clipping too rare: pip install transformers==5.5.4."
+            f"transformers {transformers} divides gradients by `gradient_accumulation_steps` ({accumulation}) twice, "
+            "so that norms are too small and clipping too rare: pip install transformers==5.5.4."
         )
