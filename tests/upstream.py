@@ -1,9 +1,13 @@
 """LLaMA-Factory as tests need it: its source, changed copies of it, processes that import it.
 
 ``python tests/upstream.py`` prints the digests of the installed version, to be recorded in ``plugin/test_seams.py``.
+``python tests/upstream.py --diff OLD NEW`` shows what moved of all that is watched, between two source trees or two
+``site-packages``; exit status 1 where something did.
 """
 
+import argparse
 import ast
+import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -115,6 +119,10 @@ LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
             "trainer.py:Trainer.create_optimizer",
         ),
     ),
+    "llamafactory_ext.training.engines:known_faults": (
+        "transformers",
+        ("trainer.py:Trainer.create_accelerator_and_postprocess",),
+    ),
     "llamafactory_ext.training.trainers:install_sft": (
         "transformers",
         ("trainer.py:Trainer.save_model", "trainer.py:Trainer._save", "trainer_seq2seq.py:Seq2SeqTrainer.predict"),
@@ -131,6 +139,37 @@ LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "llamafactory_ext.model.attention:sdpa_repeated": (
         "transformers",
         ("integrations/sdpa_attention.py:sdpa_attention_forward",),
+    ),
+    "llamafactory_ext.toolbox.session.recipe:arguments": (
+        "llamafactory",
+        (
+            "hparams/parser.py:_TRAIN_ARGS",
+            "hparams/parser.py:get_train_args",
+            "data/parser.py:get_dataset_list",
+            "data/parser.py:DatasetAttr",
+        ),
+    ),
+    "llamafactory_ext.toolbox.session.upstream:load": ("llamafactory", ("data/loader.py:_load_single_dataset",)),
+    "llamafactory_ext.toolbox.session.upstream:load_tokenizer": (
+        "llamafactory",
+        ("model/loader.py:load_tokenizer", "data/template.py:get_template_and_fix_tokenizer"),
+    ),
+    "llamafactory_ext.toolbox.session.upstream:tokenise": (
+        "llamafactory",
+        ("data/loader.py:_get_preprocessed_dataset", "data/loader.py:_get_dataset_processor"),
+    ),
+    "llamafactory_ext.toolbox.session.upstream:validation_rows": (
+        "llamafactory",
+        ("data/data_utils.py:merge_dataset", "data/data_utils.py:split_dataset"),
+    ),
+    "llamafactory_ext.toolbox.plan.data:read_data": ("llamafactory", ("data/loader.py:get_dataset",)),
+    "llamafactory_ext.toolbox.plan.steps:count_steps": (
+        "transformers",
+        ("trainer.py:Trainer.set_initial_training_values",),
+    ),
+    "llamafactory_ext.model.last_layer:read_rows_only": (
+        "transformers",
+        ("modeling_layers.py:GradientCheckpointingLayer",),
     ),
     "llamafactory_ext.model.host_embedding:HostEmbedding": (
         "torch",
@@ -180,6 +219,50 @@ def digest(root: Path, places: Sequence[str]) -> str:
     """Returns the SHA-256 of what stands at these places, its first 16 digits."""
     text = "\n".join(source_of(root, place) for place in places)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def moved(old: Path, new: Path) -> dict[str, str]:
+    """Returns a unified diff for each watched place whose source differs, by the place.
+
+    Arguments:
+        old, new: folders that hold packages, such as ``site-packages`` or a checkout's ``src``. A package that one of
+            them lacks is passed over.
+
+    Raises:
+        FileNotFoundError: they have no watched package in common.
+    """
+    watched = {("llamafactory", place) for places in SOURCES.values() for place in places}
+    watched |= {(package, place) for package, places in LEANINGS.values() for place in places}
+    roots = {package: [_package_in(folder, package) for folder in (old, new)] for package, _ in watched}
+    shared = {package: pair for package, pair in roots.items() if all(folder.is_dir() for folder in pair)}
+    if not shared:
+        raise FileNotFoundError(f"{old} and {new} have none of {', '.join(sorted(roots))} in common")
+    diffs = {}
+    for package, place in sorted(watched):
+        texts = [_source_or_nothing(folder, place) for folder in shared.get(package, ())]
+        if len(set(texts)) > 1:
+            lines = difflib.unified_diff(*(text.splitlines() for text in texts), str(old), str(new), lineterm="", n=2)
+            diffs[f"{package}/{place}"] = "\n".join(lines)
+    return diffs
+
+
+def _package_in(folder: Path, package: str) -> Path:
+    source = folder / "src" / package
+    return source if source.is_dir() else folder / package
+
+
+def _source_or_nothing(root: Path, place: str) -> str:
+    try:
+        return source_of(root, place)
+    except (LookupError, FileNotFoundError):
+        return ""
+
+
+def users_of(moved_place: str) -> list[str]:
+    """Returns the seams and leanings that build on ``package/file.py:name``."""
+    package, _, place = moved_place.partition("/")
+    seams = [seam for seam, places in SOURCES.items() if package == "llamafactory" and place in places]
+    return seams + [ours for ours, (theirs, places) in LEANINGS.items() if theirs == package and place in places]
 
 
 def copy_with(folder: Path, replacements: Mapping[str, Sequence[tuple[str, str]]]) -> Path:
@@ -267,9 +350,25 @@ def expand_in_child(plugin: Any, messages: list[dict[str, str]], series: list[li
     return {"expanded": expanded, "plugin_is_registered": PLUGINS.get("chatts") is type(plugin)}
 
 
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--diff", nargs=2, type=Path, metavar=("OLD", "NEW"), help="what moved between two folders")
+    arguments = parser.parse_args(words)
+    if arguments.diff is None:
+        print(f'"{installed_version()}"')
+        for seam, places in SOURCES.items():
+            print(f'    "{seam}": "{digest(installed_root(), places)}",')
+        for ours, (package, places) in LEANINGS.items():
+            print(
+                f'    "{ours}": "{digest(installed_root(package), places)}",  # {package} {installed_version(package)}'
+            )
+        return 0
+    diffs = moved(*arguments.diff)
+    for place, diff in diffs.items():
+        print(f"{place}, which is built on by {', '.join(users_of(place))}\n{diff}\n")
+    print(f"{len(diffs)} watched places moved")
+    return 1 if diffs else 0
+
+
 if __name__ == "__main__":
-    print(f'"{installed_version()}"')
-    for seam, places in SOURCES.items():
-        print(f'    "{seam}": "{digest(installed_root(), places)}",')
-    for ours, (package, places) in LEANINGS.items():
-        print(f'    "{ours}": "{digest(installed_root(package), places)}",  # {package} {installed_version(package)}')
+    sys.exit(main())

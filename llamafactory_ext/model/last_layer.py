@@ -5,9 +5,12 @@ tokens that a kept label follows are looked at: one in ten for an answer about a
 two copies of those rows. The tokens that are left out pass by the feed-forward part unchanged, and are not read.
 
 The rows come to the layer as a keyword, like everything that a layer is told: gradient checkpointing hands it the same
-keywords when it runs the layer a second time, whatever has run in between.
+keywords when it runs the layer a second time, whatever has run in between. They are taken where the layer hands them
+to its attention, which comes first: since transformers 5.23 a checkpoint repeats ``forward`` alone, without hooks of
+the layer's own.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,17 +18,21 @@ from torch import nn
 
 
 def read_rows_only(layer: nn.Module) -> None:
-    """Lets ``layer``, a decoder layer with an ``mlp``, take ``read_rows``: indices into ``[batch * length]``, or None.
+    """Lets ``layer`` take ``read_rows``: indices into ``[batch * length]``, or None.
+
+    It has an attention ``self_attn``, which it hands its keywords, and an ``mlp`` after it.
 
     They must not be empty: quantised projections refuse that.
     """
-    layer.register_forward_pre_hook(_take_rows, with_kwargs=True)
+    layer.self_attn.register_forward_pre_hook(functools.partial(_take_rows, layer.mlp), with_kwargs=True)
     layer.mlp.register_forward_pre_hook(_select)
     layer.mlp.register_forward_hook(_put_back)
 
 
-def _take_rows(layer: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    layer.mlp.read_rows = kwargs.pop("read_rows", None)
+def _take_rows(
+    mlp: Any, attention: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    mlp.read_rows = kwargs.pop("read_rows", None)
     return inputs, kwargs
 
 

@@ -6,7 +6,7 @@ is taken there; and in training the head runs only where a label is kept, which 
 memory than anything else in a step. So does the last layer's feed-forward part.
 
 The class names are the published ones, so that a saved checkpoint names the same ``architectures``.
-Checked with transformers 4.57.6 and 5.6.0.
+Checked with transformers 4.57.6, 5.5.4, 5.6.0 and 5.24.0.
 """
 
 from contextlib import nullcontext
@@ -29,6 +29,8 @@ from .published import copy_published_files
 
 
 _IGNORED = -100
+# What transformers calls the keys and values of earlier tokens: `past_key_values` before 5.24, `cache` from then on.
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 # bitsandbytes must leave these alone: the encoder is small and was never trained in 4 bit, the head picks each token.
 _UNQUANTISED = ["ts_encoder", "lm_head"]
 
@@ -100,11 +102,13 @@ class ChatTSMixin:
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         timeseries: torch.FloatTensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the model.
 
         Arguments:
+            past_key_values: keys and values of earlier tokens; ``cache`` is the same, as transformers 5.24 calls it.
             timeseries: all series of the batch in order, ``[series, 2 * longest, 1]``, scaled values and mask
                 alternating; in ``input_ids`` there is one ``<ts>`` for each of their patches.
             labels: ``[batch, length]``, -100 where no loss is taken. Whether logits are returned beside the loss:
@@ -125,26 +129,26 @@ class ChatTSMixin:
             outputs = self.model(
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
+                **{_CACHE: cache if past_key_values is None else past_key_values},
                 **kwargs,
             )
         kwargs.pop("read_rows", None)
-        hidden = outputs.last_hidden_state
+        hidden, held = outputs.last_hidden_state, getattr(outputs, _CACHE)
         loss = None if kept is None else self._loss(hidden, *kept, **kwargs)
         logits = None
         if labels is None or wanted:
             places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self._logits(hidden[:, places, :])
-            if labels is None and outputs.past_key_values is not None:
+            if labels is None and held is not None:
                 self._check_next_token(logits[:, -1], hidden[:, -1])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{_CACHE: held},
         )
 
     def _embed(self, input_ids: torch.Tensor | None, timeseries: torch.Tensor | None) -> torch.Tensor:
@@ -240,13 +244,12 @@ class ChatTSMixin:
         return save_on_cpu(pin_memory=device.type == "cuda")
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, past_key_values: Any = None, timeseries: Any = None, **kwargs: Any
+        self, input_ids: torch.LongTensor, timeseries: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """As upstream's; the series enter once, with the prompt, and are in the cache from then on."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
-        prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
+        held = kwargs.get(_CACHE)
+        prefill = held is None or held.get_seq_length() == 0
         inputs["timeseries"] = timeseries if prefill else None
         return inputs
 

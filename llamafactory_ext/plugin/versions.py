@@ -10,7 +10,7 @@ from llamafactory_ext import __version__
 
 CHECKED = {
     "llamafactory": ("0.9.4", "0.9.5"),
-    "transformers": ("4.57.1", "4.57.6", "5.6.0"),
+    "transformers": ("4.57.1", "4.57.6", "5.5.4", "5.6.0"),
     "torch": ("2.11.0",),
     "peft": ("0.17.1", "0.18.1"),
 }

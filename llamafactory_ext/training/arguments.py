@@ -13,6 +13,7 @@ from typing import Literal
 from llamafactory.hparams import DataArguments, FinetuningArguments
 
 from llamafactory_ext.data.fit import advised_cutoff
+from llamafactory_ext.training.engines import refuse_other_engines
 
 
 @dataclass
@@ -29,6 +30,7 @@ class SeriesDataArguments(DataArguments):  # type: ignore[misc]
         if self.overlong_records not in ("error", "drop"):  # a recipe's values are not checked against the annotation
             raise ValueError(f"`overlong_records` is {self.overlong_records!r}; expected `error` or `drop`.")
         if self.template == "chatts":
+            refuse_other_engines()
             self._check_streaming()
             self._check_packing()
 
@@ -135,7 +137,7 @@ def install(upstream: ModuleType) -> str | None:
         )
         if key not in base.__dataclass_fields__
     }
-    for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS"):
+    for name in ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS", "_TRAIN_MBRIDGE_ARGS"):
         classes = getattr(upstream, name, [])
         classes[:] = [ours.get(one, one) for one in classes]
     if not set(ours.values()) <= set(upstream._TRAIN_ARGS):

@@ -2,6 +2,8 @@
 
 import ast
 import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import upstream
@@ -101,22 +103,56 @@ LEANING_DIGESTS = {
     "llamafactory_ext.training.encoder:optimizer_with_encoder_lr": {
         "4.57.1": "c18cba4c1d150bfc",
         "4.57.6": "c18cba4c1d150bfc",
+        "5.5.4": "9b257be78f196f9f",
         "5.6.0": "9b257be78f196f9f",
+    },
+    "llamafactory_ext.training.engines:known_faults": {
+        "4.57.1": "62aebab165dccf21",
+        "4.57.6": "62aebab165dccf21",
+        "5.5.4": "45afb4ae6ea1275c",
+        "5.6.0": "45afb4ae6ea1275c",
     },
     "llamafactory_ext.training.trainers:install_sft": {
         "4.57.1": "8c59d5290ae149aa",
         "4.57.6": "8c59d5290ae149aa",
+        "5.5.4": "ab4bc3e0b784c8b7",
         "5.6.0": "ab4bc3e0b784c8b7",
     },
     "llamafactory_ext.model.modeling:ChatTSMixin": {
         "4.57.1": "ab0f4331a8ae18a6",
         "4.57.6": "ab0f4331a8ae18a6",
+        "5.5.4": "47e6563a62d183e1",
         "5.6.0": "47e6563a62d183e1",
     },
     "llamafactory_ext.model.attention:sdpa_repeated": {
         "4.57.1": "2e2135deda572c9c",
         "4.57.6": "2e2135deda572c9c",
+        "5.5.4": "a5e1a66fdaa0e143",
         "5.6.0": "a5e1a66fdaa0e143",
+    },
+    "llamafactory_ext.toolbox.session.recipe:arguments": {"0.9.4": "a7492d680bef378e", "0.9.5": "825ad45f54e3129a"},
+    "llamafactory_ext.toolbox.session.upstream:load": {"0.9.4": "9c0e87848621a50f", "0.9.5": "9c0e87848621a50f"},
+    "llamafactory_ext.toolbox.session.upstream:load_tokenizer": {
+        "0.9.4": "0384637eaff15d09",
+        "0.9.5": "f925ec37c117b6c5",
+    },
+    "llamafactory_ext.toolbox.session.upstream:tokenise": {"0.9.4": "459484d52d8ec340", "0.9.5": "459484d52d8ec340"},
+    "llamafactory_ext.toolbox.session.upstream:validation_rows": {
+        "0.9.4": "a2f4e6c52033e179",
+        "0.9.5": "9ed5861d17404cc4",
+    },
+    "llamafactory_ext.toolbox.plan.data:read_data": {"0.9.4": "0c7421a43401f01f", "0.9.5": "0c7421a43401f01f"},
+    "llamafactory_ext.toolbox.plan.steps:count_steps": {
+        "4.57.1": "4257cf7be1aae04c",
+        "4.57.6": "4257cf7be1aae04c",
+        "5.5.4": "b55f33c627482fae",
+        "5.6.0": "b55f33c627482fae",
+    },
+    "llamafactory_ext.model.last_layer:read_rows_only": {
+        "4.57.1": "241ed43df07ec97f",
+        "4.57.6": "241ed43df07ec97f",
+        "5.5.4": "41b67427b2ea02c8",
+        "5.6.0": "41b67427b2ea02c8",
     },
     "llamafactory_ext.model.host_embedding:HostEmbedding": {"2.11.0": "1cc223e601462ea2"},
     "llamafactory_ext.model.host_embedding:keep_out_of_ddp": {"2.11.0": "275cab2067558397"},
@@ -131,17 +167,21 @@ def test_every_seam_is_watched() -> None:
         assert set(DIGESTS[seam.target]) == set(CHECKED["llamafactory"])
 
 
+def check(package: str, places: Sequence[str], recorded: Mapping[str, str], for_whom: str) -> None:
+    """The source is one that was looked at: of this version, or, where the version is a new one, of any other."""
+    version = upstream.installed_version(package).partition("+")[0]
+    wanted = {recorded[version]} if version in recorded else set(recorded.values())
+    assert upstream.digest(upstream.installed_root(package), places) in wanted, (
+        f"{for_whom}: the source has moved in {package} {version}. Read what `tests/upstream.py --diff OLD NEW` "
+        f"shows of {', '.join(places)} (OLD: a site-packages with {package} {' or '.join(recorded)}), run the tests, "
+        "record what `python tests/upstream.py` prints, and the version in `plugin.versions.CHECKED`."
+    )
+
+
 @pytest.mark.parametrize("target", DIGESTS)
 def test_source_is_what_was_checked(target: str) -> None:
-    version, seam = upstream.installed_version(), BY_TARGET[target]
-    found = upstream.digest(upstream.installed_root(), upstream.SOURCES[target])
-    recheck = (
-        f"Read {', '.join(upstream.SOURCES[target])} against {seam.installer} ({seam.reason}), run the tests, then "
-        "record what `python tests/upstream.py` prints, here and the version in installed.CHECKED."
-    )
-    recorded = DIGESTS[target].get(version)
-    assert recorded is not None, f"{target}: llamafactory {version} has not been checked. {recheck}"
-    assert found == recorded, f"{target}: upstream's source has moved in llamafactory {version}. {recheck}"
+    seam = BY_TARGET[target]
+    check("llamafactory", upstream.SOURCES[target], DIGESTS[target], f"{seam.installer} ({seam.reason})")
 
 
 def test_every_leaning_is_watched() -> None:
@@ -154,15 +194,38 @@ def test_every_leaning_is_watched() -> None:
 @pytest.mark.parametrize("ours", LEANING_DIGESTS)
 def test_what_is_leaned_on_is_what_was_checked(ours: str) -> None:
     package, places = upstream.LEANINGS[ours]
-    version = upstream.installed_version(package).partition("+")[0]
-    recheck = (
-        f"Read {', '.join(places)} of {package} against {ours}, run the tests, then record what "
-        "`python tests/upstream.py` prints, here and the version in installed.CHECKED."
-    )
-    recorded = LEANING_DIGESTS[ours].get(version)
-    assert recorded is not None, f"{ours}: {package} {version} has not been checked. {recheck}"
-    found = upstream.digest(upstream.installed_root(package), places)
-    assert found == recorded, f"{ours}: the source has moved in {package} {version}. {recheck}"
+    check(package, places, LEANING_DIGESTS[ours], ours)
+
+
+def test_a_new_version_passes_where_its_source_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "llamafactory.data.parser:DatasetAttr.join"
+    monkeypatch.setattr(upstream, "installed_version", lambda package: "0.9.6")
+    check("llamafactory", upstream.SOURCES[target], DIGESTS[target], target)
+    with pytest.raises(AssertionError, match=r"moved in llamafactory 0\.9\.6\. Read what .*--diff OLD NEW"):
+        check("llamafactory", upstream.SOURCES[target], {"0.9.5": "0" * 16}, target)
+    monkeypatch.setattr(upstream, "installed_version", lambda package: "0.9.5+local")
+    with pytest.raises(AssertionError, match="moved"):  # a recorded version has its own source and no other's
+        check("llamafactory", upstream.SOURCES[target], {**DIGESTS[target], "0.9.5": "0" * 16}, target)
+
+
+def test_what_moved_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between two source trees: a line changed, a definition gone, a package that one of them lacks."""
+    changed = {
+        "data/parser.py": [("self.set_attr(tag", "self.set_attribute(tag")],
+        "data/data_utils.py": [("def split_dataset(", "def split(")],
+    }
+    old, new = upstream.copy_with(tmp_path / "old", {}), upstream.copy_with(tmp_path / "new" / "src", changed)
+    assert upstream.moved(old, old) == {}
+    diffs = upstream.moved(old, new.parent)
+    assert set(diffs) == {"llamafactory/data/parser.py:DatasetAttr", "llamafactory/data/data_utils.py:split_dataset"}
+    assert "+                self.set_attribute(tag" in diffs["llamafactory/data/parser.py:DatasetAttr"]
+    assert upstream.users_of("llamafactory/data/data_utils.py:split_dataset") == [
+        "llamafactory_ext.toolbox.session.upstream:validation_rows"
+    ]
+    assert upstream.main(["--diff", str(old), str(new.parent)]) == 1
+    assert "2 watched places moved" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="have none of"):
+        upstream.moved(old, tmp_path)
 
 
 @pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam.parameters], ids=lambda seam: seam.attribute)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import bench
-import bench_step
+import one_step
 import pytest
 import torch
-from bench_model import add_lora, build_model
-from bench_rows import GPU_ROWS, ROWS, count_tokens, make_batch, make_config
 from helpers_model import FAMILIES, PAD, TS_END, TS_START, config_dict, gradients, inputs, labels_for, record
+from models import add_lora, build_model
+from rows import GPU_ROWS, ROWS, count_tokens, make_batch, make_config
 
 from llamafactory_ext.series import patch_count
 
@@ -124,7 +124,7 @@ def test_what_the_gpu_rows_do_runs_on_a_cpu(way):
     from dataclasses import replace
 
     row = replace(GPU_ROWS[0], hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocabulary=1024, points=90)
-    found = bench_step.measure(row, way, "cpu", steps=1, embedding_on_cpu=way == "ours")
+    found = one_step.measure(row, way, "cpu", steps=1, embedding_on_cpu=way == "ours")
     assert found["losses"][-1] < found["losses"][0], "it trains"
     assert 0 < found["loaded"] < found["peak"]
     assert found["activations"] == found["peak"] - found["loaded"]
@@ -188,3 +188,15 @@ def test_the_two_ways_are_compared_across_checkpoints():
     assert told is not None and "0.25 of the time, 0.25 of the memory" in told
     assert bench.compare_across([kept]) is None
     assert bench.compare_across([kept, left_out | {"ours": {"error": "exit status 1"}}]) is None
+
+
+def test_from_files_to_tokens(tmp_path, monkeypatch):
+    """Every step of the data's benchmark, at a size that costs nothing."""
+    import files_to_tokens as tool
+
+    monkeypatch.setattr(tool, "POINTS", 3)
+    monkeypatch.setattr(tool, "LENGTH", 800)
+    bench = tool.Bench(tmp_path, copies=2)
+    assert bench.plain() > 0 and len((tmp_path / "plain.jsonl").read_text().splitlines()) == 6
+    assert bench.prepare()[0] > 0 and len((tmp_path / "prepared.jsonl").read_text().splitlines()) == 6
+    assert bench.tokenise("gdsh")[0] > 0 and bench.tokenise("plain")[0] > 0

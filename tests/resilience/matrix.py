@@ -31,10 +31,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Those of the tests that meet LLaMA-Factory, transformers and Python's own start the most.
 TESTS = (
-    *("seams", "autoload", "arguments", "conversion", "recipes_run"),
-    *("model", "checkpoint", "training_encoder", "float16", "levers", "levers_run"),
+    *("plugin/test_seams", "plugin/test_autoload", "training/test_arguments", "data/test_conversion"),
+    *("product/test_recipes_run", "model", "training/test_training_encoder"),
+    *("training/test_levers", "training/test_levers_run"),
 )
-FORK_TESTS = ("gdsh_annotations", "gdsh_pictures", "series", "prepare_records")
+FORK_TESTS = (
+    *("gdsh/test_gdsh_annotations", "gdsh/test_gdsh_pictures", "gdsh/test_series"),
+    "toolbox/test_prepare_records",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class Environment:
     python: str = "3.11"
     pins: Mapping[str, str | None] = field(default_factory=dict)
     extras: str = "evaluate,deepspeed,dev"
+    over: Sequence[str] = ()
+    """Put over the others without what they ask for, where their own limits contradict one another."""
+    tests: Sequence[str] = TESTS
+    demo: bool = True
 
 
 # LLaMA-Factory 0.9.4 leaves the choice of these to its own limits, and refuses a DeepSpeed above 0.16.9.
@@ -52,12 +60,26 @@ OLDER_PINS = {
     **{"llamafactory": "==0.9.4", "transformers": None, "peft": None},
     **{"deepspeed": "<=0.16.9", "ninja": ">=1.11"},
 }
+# Its pyproject allows PEFT 0.18.1 and accelerate 1.11 at most, its own check at the start 0.20 and 1.15.
+MAIN = "llamafactory @ git+https://github.com/hiyouga/LLaMA-Factory@ff6d4d12eeb035d6ce06805a5733dd7b29f2ac30"
 ENVIRONMENTS = (
     Environment("llamafactory 0.9.5, reference"),
     Environment("llamafactory 0.9.4", pins=OLDER_PINS, extras="evaluate,dev"),
     Environment("llamafactory 0.9.5, transformers 4.57.6", pins={"transformers": "==4.57.6"}),
+    Environment("llamafactory 0.9.5, transformers 5.6.0", pins={"transformers": "==5.6.0"}),
     Environment("llamafactory 0.9.5, Python 3.12", "3.12"),
     Environment("llamafactory 0.9.5, Python 3.13", "3.13"),
+    Environment("llamafactory main, PEFT 0.18.1", over=(MAIN, "transformers==5.8.0", "accelerate==1.11.0")),
+    Environment(
+        "llamafactory main, PEFT 0.20", over=(MAIN, "transformers==5.8.0", "accelerate==1.15.0", "peft==0.20.0")
+    ),
+    Environment(
+        "model classes alone, newest transformers",
+        pins={"llamafactory": None, "transformers": ">=5.24", "peft": ">=0.18.1"},
+        extras="evaluate,dev",
+        tests=("model",),
+        demo=False,
+    ),
 )
 # The fork's own limits, and what it can be imported with; `[evaluate]` wants a newer numpy.
 FORK_PINS = {"transformers": "==4.52.4", "peft": None, "numpy": "<2", "pyarrow": "<21"}
@@ -117,7 +139,9 @@ class Trial:
     def install(self, python: Path, environment: Environment) -> bool:
         wanted = [f"{ROOT}[{environment.extras}]", *requirements(environment.pins)]
         made = self.run("install", python, "-m", "venv", "venv")
-        return made and self.run("install", "python", "-m", "pip", "install", "-q", "--no-compile", *wanted)
+        pip = ("python", "-m", "pip", "install", "-q", "--no-compile")
+        made = made and self.run("install", *pip, *wanted)
+        return made and (not environment.over or self.run("install", *pip, "--no-deps", *environment.over))
 
     def demo(self) -> bool:
         """The demo of README in a folder of its own, a few steps of it."""
@@ -159,17 +183,20 @@ class Trial:
     def test(self, names: Sequence[str]) -> str:
         """Runs these tests, all of them if there are none; returns how many passed, failed and were skipped."""
         report = self.folder / "tests.xml"
-        files = [f"tests/test_{name}.py" for name in names]
+        files = [f"tests/{name}" if (ROOT / "tests" / name).is_dir() else f"tests/{name}.py" for name in names]
         # The program, not `python -m pytest`, which would take the package from this folder and not the installed one.
         self.run("tests", "pytest", f"--junitxml={report}", "-p", "no:cacheprovider", *files, cwd=ROOT)
         return outcome(report)
 
     def versions(self) -> str:
-        code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]), sys.version.split()[0])"
-        command = [str(self.folder / "venv" / "bin" / "python"), "-c", code, "llamafactory", "transformers", "peft"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-        names = ("llamafactory", "transformers", "peft", "Python")
-        return ", ".join(f"{name} {version}" for name, version in zip(names, found, strict=False))
+        code = """
+import importlib.metadata, sys
+found = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+print(", ".join(f"{name} {found[name]}" for name in ("llamafactory", "transformers", "peft") if name in found))
+print("Python", sys.version.split()[0])"""
+        command = [str(self.folder / "venv" / "bin" / "python"), "-c", code]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return ", ".join(found.splitlines())
 
 
 def outcome(report: Path) -> str:
@@ -194,16 +221,17 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     if python is None:
         print(f"| {environment.name} | no python{environment.python} that starts: --python PATH | | |", flush=True)
         return False
-    chosen = arguments.tests or (FORK_TESTS if environment.name == "fork" else TESTS)
+    chosen = arguments.tests or environment.tests
     installed = trial.install(python, environment)
     seconds = time.monotonic() - start
     if environment.name == "fork":
         demo = installed and trial.train_on_fork(arguments.fork.resolve(), arguments.published.resolve())
     else:
-        demo = installed and trial.demo()
+        demo = installed and (not environment.demo or trial.demo())
     tests = trial.test([] if arguments.all else chosen) if installed else "not run"
+    outcome_of_demo = "failed" if not demo else "works" if environment.demo else "–"
     row = [f"{environment.name} ({trial.versions()})", f"{seconds:.0f} s" if installed else "failed"]
-    print(f"| {' | '.join([*row, 'works' if demo else 'failed', tests])} |", flush=True)
+    print(f"| {' | '.join([*row, outcome_of_demo, tests])} |", flush=True)
     if not arguments.keep:
         for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info", "tools"):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -218,7 +246,7 @@ def main() -> int:
     parser.add_argument(
         "--published", type=Path, metavar="PATH", help="for --fork: a checkpoint's files but its weights"
     )
-    parser.add_argument("--tests", nargs="+", metavar="NAME", help=f"tests/test_NAME.py; default: {' '.join(TESTS)}")
+    parser.add_argument("--tests", nargs="+", metavar="NAME", help=f"of tests/; default: {' '.join(TESTS)}")
     parser.add_argument("--all", action="store_true", help="the whole test suite, not only what meets these versions")
     parser.add_argument("--keep", action="store_true", help="leave the environments, 6 GB each")
     parser.add_argument("--folder", default=ROOT / "build" / "matrix", help="default: build/matrix")
@@ -228,7 +256,7 @@ def main() -> int:
         parser.error("--fork needs --published")
     if arguments.fork:
         pins = FORK_PINS | {"llamafactory": f" @ {arguments.fork.resolve().as_uri()}"}
-        tried.append(Environment("fork", pins=pins, extras="tools,dev"))
+        tried.append(Environment("fork", pins=pins, extras="tools,dev", tests=FORK_TESTS))
     words = arguments.only or [""]
     chosen = [one for one in tried if any(word in one.name for word in words)]
     print("| environment | installed in | demo | tests |\n|---|---|---|---|", flush=True)

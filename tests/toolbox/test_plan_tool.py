@@ -19,7 +19,7 @@ RECIPES = [path for path in sorted((ROOT / "yaml").glob("*.yaml")) if "\ndo_trai
 KEYS = {
     "records", "steps_per_epoch", "steps_total", "rule_of_thumb", "epochs", "processes", "tokens", "memory_gib",
     "card", "host_gib", "disk_gib", "fits", "verdict", "changes", "faster", "recommended_recipe", "preflight",
-    "estimated", "seconds",
+    "estimated", "seconds", "loading_gib", "tightest", "recommended_why",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_every_recipe_prints_its_plan(recipe: Path, demo: Path, plan: Plan) -> N
         assert part in run.stdout
     assert ("Tokens are estimated" in run.stdout) == (not model)
     if recipe.stem.startswith(("2080ti", "3060")):
-        assert run.returncode == 0 and "GiB: fits\n" in run.stdout
+        assert run.returncode == 0 and "GiB, while the weights are loaded: fits\n" in run.stdout
 
 
 def test_json(demo: Path, plan: Plan) -> None:
@@ -96,8 +96,17 @@ def test_tokens_are_those_of_the_run(gdsh: Gdsh, demo: Path, plan: Plan) -> None
 def test_what_does_not_fit_has_exit_status_1(demo: Path, plan: Plan) -> None:
     recipe = str(ROOT / "yaml" / "2080ti_qlora.yaml")
     run = plan(recipe, *on_demo(demo), "embedding_on_cpu=false", "--gpu", "10.5")
-    assert run.returncode == 1
+    assert run.returncode == 1 and "GiB, in a step: fits with" in run.stdout
     assert "fits with embedding_on_cpu=true" in run.stdout
+
+
+def test_steps_alone_end_a_run(demo: Path, plan: Plan) -> None:
+    """`num_train_epochs: 0` with `max_steps`, as the published scripts have it; on the CPU of this machine."""
+    model = f"model_name_or_path={demo / 'model'}"
+    keys = [model, "num_train_epochs=0", "max_steps=7", "fp16=false", "--gpu", "cpu"]
+    run = plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *on_demo(demo), *keys)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "max_steps: 7 counts" in run.stdout and "Peak on CPU, found here" in run.stdout
 
 
 def test_in_a_process_of_its_own(demo: Path) -> None:
@@ -128,6 +137,8 @@ def test_in_a_process_of_its_own(demo: Path) -> None:
         (["yaml/2080ti_qlora.yaml", "DEMO", "embedding_on_cpu=maybe"], "`embedding_on_cpu` is 'maybe'; expected"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "layers_without_checkpoints=-1"], "is -1; expected a whole number from 0"),
         (["yaml/2080ti_qlora_safe.yaml", "DEMO", "layers_without_checkpoints=2"], "not go with `offload_checkpoints`"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=0"], "num_train_epochs is 0; expected more than 0"),
+        (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=0", "max_steps=x"], "max_steps is 'x'; expected a num"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=many"], "num_train_epochs is 'many'; expected a number"),
     ],
 )

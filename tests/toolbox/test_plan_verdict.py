@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,18 +12,17 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.toolbox.plan import rates
 from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
-from llamafactory_ext.toolbox.plan.files import checkpoints_kept
 from llamafactory_ext.toolbox.plan.memory import Load
-from llamafactory_ext.toolbox.plan.preflight import check
+from llamafactory_ext.toolbox.plan.preflight import check, checkpoints_kept
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.shape import KNOWN
+from llamafactory_ext.toolbox.plan.steps import seconds
 from llamafactory_ext.toolbox.plan.verdict import faster, judge, recommend, total
 
 
 SHAPE = KNOWN["chatts-14b"]
-RECORD = Load(tokens=1200, labels=200, patches=625)
+RECORD = Load(tokens=2400, labels=200, patches=625)  # so long that a step takes more than loading
 Make = Callable[..., Recipe]
 
 
@@ -54,6 +54,7 @@ def needed(recipe: Recipe, load: Load = RECORD) -> float:
 
 
 def test_cards_by_name_and_by_size() -> None:
+    assert named("cpu").device == "cpu" and named("CPU").found
     assert named("2080Ti") is CARDS["2080ti"] and named("RTX 3060") is CARDS["3060"]
     assert named("10.5").gib == 10.5 and named("24GB").gib == 24 and named("24GB").capability is None
     assert of_recipe("2080ti_qlora_safe") is CARDS["2080ti"] and of_recipe("cpu_demo") is None
@@ -61,7 +62,7 @@ def test_cards_by_name_and_by_size() -> None:
 
 @pytest.mark.parametrize("name", ["titan", "", "-3", "0", "nan", "inf", "1e9"])
 def test_unknown_card(name: str) -> None:
-    with pytest.raises(UnknownCardError, match=r"known are 2080ti, .*h200, or give its memory in GiB"):
+    with pytest.raises(UnknownCardError, match=r"known are 2080ti, .*h200, cpu, or give its memory in GiB"):
         named(name)
 
 
@@ -99,8 +100,8 @@ def test_batch_is_split_and_the_step_stays(make: Make) -> None:
 
 def test_shorter_series_are_the_last_resort(make: Make) -> None:
     levers = {"embedding_on_cpu": True, "offload_checkpoints": True, "optim": "paged_adamw_8bit"}
-    longest = Load(tokens=4600, labels=200, patches=4000)
-    card = Card("card", needed(make(**levers), Load(tokens=700, labels=200, patches=100)))
+    longest = Load(tokens=12_600, labels=200, patches=600)
+    card = Card("card", needed(make(**levers), Load(tokens=12_100, labels=200, patches=100)))
     verdict = judge(make(), SHAPE, longest, card, 1)
     assert verdict.changes[-1].text == "(series thinned: llamafactory-ext prepare --max-points 768)"
     assert sum("max-points" in change.text for change in verdict.changes) == 1
@@ -176,9 +177,20 @@ def test_recipe_for_a_card(make: Make) -> None:
         values = read_recipe(path)
         if values.get("do_train"):
             recipes.append(Recipe(path, {**values, "model_name_or_path": "none/ChatTS-14B"}))
-    for name, expected in {"2080ti": "2080ti_qlora_safe", "3060": "3060_qlora", "h100": "3060_qlora"}.items():
-        found = recommend(recipes, SHAPE, RECORD, CARDS[name])
-        assert found is not None and found.path.stem == expected
+    usual = Load(tokens=1241, labels=120, patches=625)
+    table = {
+        line.split("`")[1]: line.split("|")[3]
+        for line in (ROOT / "README.md").read_text("utf-8").splitlines()
+        if line.startswith("| `") and ".yaml`" in line
+    }
+    for card in CARDS.values():
+        found = recommend(recipes, SHAPE, usual, card)
+        assert found is not None and found.why
+        row = table[found.recipe.path.name]
+        assert "RTX 2080Ti, 11 GB" in row if card.capability < (8, 0) else "and newer" in row, card
+    assert recommend(recipes, SHAPE, usual, CARDS["2080ti"]).recipe.path.stem == "2080ti_qlora"
+    longer = recommend(recipes, SHAPE, Load(tokens=3000, labels=120, patches=625), CARDS["2080ti"])
+    assert longer.recipe.path.stem == "2080ti_qlora_safe" and "smaller" in longer.why
     assert recommend(recipes, SHAPE, RECORD, Card("card", 6.0, (7, 5))) is None
 
 
@@ -193,12 +205,41 @@ def test_checkpoints_on_disk(make: Make, keys: dict[str, Any], steps: int, kept:
     assert checkpoints_kept(make(**keys), steps) == kept
 
 
+GIB = 2**30
+
+
+def disk(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, free: dict[str, float]) -> dict[str, str]:
+    """What is said of the disk where a folder whose path holds a word has so many GiB."""
+    room = lambda folder: SimpleNamespace(free=int(GIB * next(v for k, v in free.items() if k in str(folder))))  # noqa: E731
+    monkeypatch.setattr("shutil.disk_usage", room)
+    return {text: level for text, level in said(recipe).items() if text.startswith("disk: ")}
+
+
+def test_the_folder_that_is_too_small_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    recipe = make(cache_dir=str(tmp_path / "cache"))
+    download = 2 * SHAPE.parameters / GIB
+    assert disk(recipe, monkeypatch, {"": 1000}) == {}
+    (text,) = disk(recipe, monkeypatch, {"cache": 5, "": 1000})
+    assert text == (
+        f"disk: the download takes {download:.1f} GiB, {tmp_path / 'cache'} has 5.0: set HF_HOME or cache_dir to more"
+    )
+    (text,) = disk(recipe, monkeypatch, {"": download + 0.1})  # one disk for both
+    assert "beside the download's 27.7" in text and text.endswith("lower save_total_limit, or name another output_dir")
+    snapshot = tmp_path / "cache" / "models--none--ChatTS-14B"
+    (snapshot / "snapshots" / "abc").mkdir(parents=True)
+    (snapshot / "refs").mkdir()
+    (snapshot / "refs" / "main").write_text("abc")
+    (snapshot / "snapshots" / "abc" / "model.safetensors.index.json").write_text("{}")
+    assert disk(recipe, monkeypatch, {"cache": 5, "": 1000}) == {}, "it has been downloaded"
+
+
 def test_time_only_where_it_was_measured(tmp_path: Path) -> None:
-    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
+    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
     row = {"card": "RTX 2080Ti", "layers": 48, "hidden_size": 5120, "quantization_bit": 4, "tokens_per_second": 100}
     (tmp_path / "rates.json").write_text(json.dumps([row]))
-    assert rates.seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
-    assert rates.seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
+    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
+    assert seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
 
 
 # Pre-flight
@@ -244,6 +285,8 @@ def test_float16_where_there_is_better_or_nothing(make: Make) -> None:
     )
     cpu = Card("CPU", 24.0, found=True, device="cpu")
     assert said(make(), cpu)["transformers refuses fp16 on a CPU: fp16=false"] == "fault"
+    slow = "the checkpoint is float16, which a CPU computes in slowly: bf16=true use_cpu=true"
+    assert said(make(fp16=False), cpu)[slow] == "warning" and slow not in said(make(fp16=False, bf16=True), cpu)
 
 
 def test_deepspeed_that_can_not_be_read(make: Make, tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ COLUMNS = (
 
 
 def run_child(row: str, way: str, *options: str) -> dict[str, Any]:
-    """Measure one way in a process of its own; return what `bench_step.measure` found."""
-    command = [sys.executable, str(Path(__file__).with_name("bench_step.py")), row, way, *options]
+    """Measure one way in a process of its own; return what `one_step.measure` found."""
+    command = [sys.executable, str(Path(__file__).with_name("one_step.py")), row, way, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no word"]
@@ -50,8 +50,8 @@ def run_child(row: str, way: str, *options: str) -> dict[str, Any]:
 
 def predict(row: Any, ours: dict[str, Any], embedding_on_cpu: bool) -> dict[str, int]:
     """Return the plan's bytes by part for a row, with the measured baseline as the process's own share."""
-    from bench_model import RANK, TARGETS
-    from bench_rows import count_tokens, make_config
+    from models import RANK, TARGETS
+    from rows import count_tokens, make_config
 
     from llamafactory_ext.toolbox.plan.memory import Load, Settings, on_device
     from llamafactory_ext.toolbox.plan.shape import Shape
@@ -179,7 +179,7 @@ def main() -> int:
         complain("error: --steps is less than 1; expected at least one step")
         return USAGE
     import torch
-    from bench_rows import GPU_ROWS, ROWS
+    from rows import GPU_ROWS, ROWS
 
     if arguments.gpu and not torch.cuda.is_available():
         complain("error: --gpu, but torch finds no CUDA card here; without --gpu the CPU's rows are measured")

@@ -56,8 +56,7 @@ def main() -> int:
     try:
         from llamafactory_ext.errors import UsageError
         from llamafactory_ext.toolbox.plan.data import DataError
-        from llamafactory_ext.toolbox.plan.planning import make_plan
-        from llamafactory_ext.toolbox.plan.report import report
+        from llamafactory_ext.toolbox.plan.planning import make_plan, report
 
         plan = make_plan(options.recipe, options.overrides, options.gpu, options.processes)
     except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
@@ -123,7 +122,12 @@ def _print_memory(plan: Plan) -> None:
     print_table(
         f"Peak on {card.name}, {where}",
         ("", "                 GiB"),
-        [*rows, ("total", _gib(total)), ("there is", f"{card.gib:.2f}")],
+        [
+            *rows,
+            ("total of a step", _gib(total)),
+            ("while loading", _gib(sum(plan.loading_bytes.values()))),
+            ("there is", f"{card.gib:.2f}"),
+        ],
     )
     if card.device == "cuda":
         rows = [(name, _gib(size)) for name, size in plan.host_bytes.items() if size >= 2**20]
@@ -141,18 +145,18 @@ def _print_rest(plan: Plan) -> None:
 
 
 def _print_verdict(plan: Plan) -> None:
-    total = sum(plan.device_bytes.values()) / 2**30
-    say(f"{plan.card.name}: {total:.2f} of {plan.card.gib:.2f} GiB: {plan.verdict.text}")
+    moments = {"step": plan.device_bytes, "loading": plan.loading_bytes}
+    tightest = sum(moments[plan.tightest].values()) / 2**30
+    where = "in a step" if plan.tightest == "step" else "while the weights are loaded"
+    say(f"{plan.card.name}: {tightest:.2f} of {plan.card.gib:.2f} GiB, {where}: {plan.verdict.text}")
     for change in plan.verdict.changes:
         say(f"    {change.text}: {change.price}")
     if plan.faster:
         say(f"room for a faster run: {plan.faster.text}: {plan.faster.price}")
     if not plan.fits_host:
         say(f"CPU memory: does not fit: {sum(plan.host_bytes.values()) / 2**30:.2f} of {plan.host_gib:.2f} GiB")
-    if not plan.fits_disk:
-        say("disk: does not fit: lower save_total_limit, or name another output_dir")
-    if plan.recommended and plan.recommended.path != plan.recipe.path:
-        say(f"recommended for this card: {plan.recommended.path}")
+    if plan.recommended and plan.recommended.recipe.path != plan.recipe.path:
+        say(f"recommended for this card: {plan.recommended.recipe.path}: {plan.recommended.why}")
 
 
 def _gib(size: int) -> str:

@@ -45,12 +45,14 @@ CARDS = {
 
 
 def named(name: str) -> Card:
-    """Returns the card of a name in `CARDS`, or one of that many GiB.
+    """Returns the card of a name in `CARDS`, one of that many GiB, or for ``cpu`` this machine without one.
 
     Raises:
         UnknownCardError: it is neither.
     """
     key = name.lower().removeprefix("rtx").strip(" _")
+    if key == "cpu":
+        return machine()
     if key in CARDS:
         return CARDS[key]
     try:
@@ -58,7 +60,7 @@ def named(name: str) -> Card:
     except ValueError:
         gib = 0.0
     if not 0 < gib < 10_000:
-        raise UnknownCardError(f"no card {name!r}; known are {', '.join(CARDS)}, or give its memory in GiB")
+        raise UnknownCardError(f"no card {name!r}; known are {', '.join(CARDS)}, cpu, or give its memory in GiB")
     return Card(f"card of {gib:g} GiB", gib)
 
 

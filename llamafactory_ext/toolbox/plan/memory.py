@@ -1,21 +1,23 @@
 """Bytes that a training run takes, on its device and in the machine's memory, part by part.
 
-Arithmetic over what transformers 5.6, PEFT 0.18, bitsandbytes 0.50 and torch 2.11 keep; `tools/bench/bench.py`
+Arithmetic over what transformers 5.5, PEFT 0.18, bitsandbytes 0.50 and torch 2.11 keep; `tools/bench/bench.py`
 compares it with what is measured. On a CPU it was; on cards it was not.
 """
 
 from dataclasses import replace
 
-from .memory_parts import Load, Settings
 from .memory_step import (
-    checkpoint_bytes,
     encoder_activation_bytes,
+    input_bytes,
+    kept_bytes,
     labels_at_once,
     layer_bytes,
     loss_bytes,
     residual_bytes,
 )
 from .memory_weights import (
+    Load,
+    Settings,
     adapter_bytes,
     embedding_bytes,
     encoder_bytes,
@@ -29,10 +31,10 @@ from .memory_weights import (
 from .shape import Shape
 
 
-__all__ = ["Load", "Settings", "at_worst", "on_device", "on_host"]
+__all__ = ["Load", "Settings", "at_worst", "on_device", "on_host", "while_loading"]
 
 _CUDA_CONTEXT = int(0.45 * 2**30)  # context, cuBLAS workspaces: an assumption, not measured
-_INTERPRETER = int(0.75 * 2**30)  # a process with torch, transformers, PEFT and bitsandbytes loaded: measured (CPU)
+_INTERPRETER = int(0.94 * 2**30)  # a process that has imported LLaMA-Factory: measured (CPU)
 _FRAGMENTATION = 0.1  # of what comes and goes in a step, on a card: an assumption, not measured
 
 
@@ -54,9 +56,7 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
     """
     cuda = settings.device == "cuda"
     layer, loss = layer_bytes(shape, settings, load), loss_bytes(shape, settings, load)
-    checkpoints = checkpoint_bytes(shape, settings, load)
-    if settings.offload_checkpoints and settings.checkpointing:
-        checkpoints = min(checkpoints, residual_bytes(shape, settings, load))  # the one that is being used
+    checkpoints = input_bytes(shape, settings, load) + kept_bytes(shape, settings, load)
     series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer)
     weights = weight_bytes(shape, settings)
     return {
@@ -73,6 +73,26 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
         "logits": rest,
         "context": _CUDA_CONTEXT if cuda else _INTERPRETER,
         "reserve": int(_FRAGMENTATION * (series + checkpoints + layer + rest)) if cuda else 0,
+    }
+
+
+def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
+    """Returns the bytes on the device when the last weight has been read, by part.
+
+    All weights lie there then, and one of them as it was read beside what it became; the embedding leaves for CPU
+    memory afterwards. Of ZeRO-3's weights each process has its share only, and that is in a step, too.
+    """
+    context = _CUDA_CONTEXT if settings.device == "cuda" else _INTERPRETER
+    if settings.zero_stage == 3:
+        return {"context": context}
+    read = replace(settings, finetuning_type="lora", upcast_layernorm=False)
+    return {
+        "weights" if settings.quantization_bit is None else "quantised weights": weight_bytes(shape, read),
+        "embedding": embedding_bytes(shape, read),
+        "head": head_bytes(shape, read),
+        "encoder": encoder_bytes(shape, read),
+        "weight being read": max(width * out for width, out in shape.linears.values()) * settings.weight_bytes,
+        "context": context,
     }
 
 
@@ -97,8 +117,8 @@ def on_host(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
 
 
 def _embedding_on_host(shape: Shape, settings: Settings) -> bool:
-    """A head that shares the table keeps it on the device."""
-    return settings.embedding_on_cpu and not shape.tied
+    """A head that shares the table keeps it on the device; and on a CPU the device is the host."""
+    return settings.embedding_on_cpu and not shape.tied and settings.device == "cuda"
 
 
 def _optimiser_on_host(settings: Settings) -> bool:

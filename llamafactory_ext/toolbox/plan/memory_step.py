@@ -5,7 +5,7 @@ of its input, one with a LoRA saves it; an RMSNorm a float32 copy of its input; 
 logarithms of its sums; ``silu(gate) * up`` all three.
 """
 
-from .memory_parts import Load, Settings
+from .memory_weights import Load, Settings
 from .shape import Shape
 
 
@@ -33,12 +33,21 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     return load.tokens * shape.hidden_size * hidden_bytes(settings)
 
 
-def checkpoint_bytes(shape: Shape, settings: Settings, load: Load) -> int:
-    """What all layers keep from the forward to the backward pass, wherever it lies."""
-    return shape.layers * residual_bytes(shape, settings, load) + _kept_bytes(shape, settings, load)
+def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """The layers' inputs, which wait for the backward pass on the device; of offloaded ones the one that is in use.
+
+    With float32 between the layers the first one's is in half precision still, and copies of it in float32 are made
+    when it is computed again: then it is the only one that is left.
+    """
+    residual = residual_bytes(shape, settings, load)
+    offloaded = settings.offload_checkpoints and settings.checkpointing
+    waiting = residual if offloaded else shape.layers * residual
+    if settings.float32_between_layers and settings.weight_bytes == 2:
+        waiting = max(waiting - (0 if offloaded else residual // 2), 2 * residual)
+    return waiting
 
 
-def _kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+def kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What layers without a checkpoint keep beside their input; the last layer is one of them, if there is one."""
     layers = _layers_kept(shape, settings)
     if not layers:
@@ -115,9 +124,14 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
     residual = residual_bytes(shape, settings, load)
     again = _layers_kept(shape, settings) < shape.layers
-    saved = max(0, saved_bytes(shape, settings, load) - _kept_bytes(shape, settings, load)) if again else 0
+    saved = max(0, saved_bytes(shape, settings, load) - kept_bytes(shape, settings, load)) if again else 0
     # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
-    backward = max(3 * mlp, mlp + _weight_at_once(shape, settings))
+    weight = _weight_at_once(shape, settings)
+    backward = max(3 * mlp, mlp + weight)
+    if settings.float32_between_layers and settings.compute_dtype == "float16":
+        # On the way forward, at `down_proj`: the product, its scaled copy, that cast to half, the weight, the output.
+        half = load.tokens * settings.compute_bytes
+        backward = max(backward, 2 * mlp + half * (shape.intermediate_size + shape.hidden_size) + weight)
     scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0
     return saved + 2 * residual + max(backward, scores)  # the layer's output and the gradient that comes to it
 

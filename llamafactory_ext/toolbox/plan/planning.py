@@ -1,19 +1,21 @@
 """The main path: a recipe in, all that can be known before the run out."""
 
 import os
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamafactory_ext.errors import UsageError
-from llamafactory_ext.toolbox.plan import cards, files, rates
+from llamafactory_ext.toolbox.plan import cards
 from llamafactory_ext.toolbox.plan.cards import Card
 from llamafactory_ext.toolbox.plan.data import Data, read_data
-from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host
-from llamafactory_ext.toolbox.plan.preflight import Check, check
+from llamafactory_ext.toolbox.plan.memory import Load, at_worst, on_device, on_host, while_loading
+from llamafactory_ext.toolbox.plan.preflight import Check, check, disk_needed
 from llamafactory_ext.toolbox.plan.recipe import Recipe
-from llamafactory_ext.toolbox.plan.steps import Steps, count_steps
-from llamafactory_ext.toolbox.plan.verdict import Change, Verdict, faster, judge, recommend
+from llamafactory_ext.toolbox.plan.steps import Steps, count_steps, seconds
+from llamafactory_ext.toolbox.plan.verdict import Change, Recommendation, Verdict, faster, judge, recommend
 from llamafactory_ext.toolbox.session.recipe import arguments, check_method, read_recipe
 
 
@@ -28,12 +30,14 @@ class Plan:
     load: Load
     card: Card
     device_bytes: Mapping[str, int]
+    """At the peak of a step."""
+    loading_bytes: Mapping[str, int]
     host_bytes: Mapping[str, int]
     host_gib: float
     disk_gib: Mapping[str, float]
     verdict: Verdict
     faster: Change | None
-    recommended: Recipe | None
+    recommended: Recommendation | None
     checks: list[Check]
     seconds: float | None
 
@@ -42,13 +46,13 @@ class Plan:
         return sum(self.host_bytes.values()) / 2**30 <= self.host_gib
 
     @property
-    def fits_disk(self) -> bool:
-        needed = sum(size for name, size in self.disk_gib.items() if name != "free")
-        return needed <= self.disk_gib["free"]
+    def has_faults(self) -> bool:
+        return any(one.level == "fault" for one in self.checks) or not self.fits_host
 
     @property
-    def has_faults(self) -> bool:
-        return any(one.level == "fault" for one in self.checks) or not self.fits_host or not self.fits_disk
+    def tightest(self) -> str:
+        """The moment at which the device holds the most."""
+        return "step" if sum(self.device_bytes.values()) >= sum(self.loading_bytes.values()) else "loading"
 
 
 def make_plan(
@@ -96,14 +100,15 @@ def make_plan(
         load=load,
         card=card,
         device_bytes=on_device(shape, settings, load),
+        loading_bytes=while_loading(shape, settings),
         host_bytes=on_host(shape, settings, load),
         host_gib=cards.machine().gib,
-        disk_gib=files.needed(recipe, shape, settings, steps.total),
+        disk_gib=disk_needed(recipe, card, steps.total),
         verdict=judge(recipe, shape, load, card, processes),
         faster=faster(recipe, shape, load, card, processes),
         recommended=recommend(_siblings(recipe, recipes), shape, one, card),
-        checks=check(recipe, card),
-        seconds=rates.seconds(card.name, shape, settings.quantization_bit, tokens),
+        checks=check(recipe, card, steps.total),
+        seconds=seconds(card.name, shape, settings.quantization_bit, tokens),
     )
 
 
@@ -136,3 +141,46 @@ def _siblings(recipe: Recipe, folder: Path | None) -> list[Recipe]:
         if values.get("do_train"):  # the folder holds recipes to ask and to export, too
             found.append(Recipe(path, {**values, "model_name_or_path": recipe.model}))
     return found
+
+
+def report(plan: Plan) -> dict[str, Any]:
+    """Returns everything that the tool prints, ready for JSON."""
+    data, card, verdict = plan.data, plan.card, plan.verdict
+    whole = [one.whole for one in data.tokens]
+    return {
+        "recipe": str(plan.recipe.path),
+        "records": data.read,
+        "records_held_out": data.held_out,
+        "rows": data.rows,
+        "estimated": data.estimated,
+        "tokens": {
+            "longest": max(whole),
+            "median": statistics.median(whole),
+            "total": sum(whole),
+            "most_labels": max(one.answer for one in data.tokens),
+            "most_patches": max(one.series for one in data.tokens),
+        },
+        "processes": plan.processes,
+        "steps_per_epoch": plan.steps.per_epoch,
+        "steps_total": plan.steps.total,
+        "epochs": plan.steps.epochs,
+        "rule_of_thumb": plan.steps.rule_of_thumb,
+        "memory_gib": _gib(plan.device_bytes),
+        "loading_gib": _gib(plan.loading_bytes),
+        "tightest": plan.tightest,
+        "card": {"name": card.name, "gib": card.gib, "found": card.found, "device": card.device},
+        "host_gib": {**_gib(plan.host_bytes), "machine": plan.host_gib},
+        "disk_gib": dict(plan.disk_gib),
+        "seconds": plan.seconds,
+        "fits": verdict.fits,
+        "verdict": verdict.text,
+        "changes": [{"change": one.text, "price": one.price} for one in verdict.changes],
+        "faster": {"change": plan.faster.text, "price": plan.faster.price} if plan.faster else None,
+        "recommended_recipe": str(plan.recommended.recipe.path) if plan.recommended else None,
+        "recommended_why": plan.recommended.why if plan.recommended else None,
+        "preflight": [{"level": one.level, "text": one.text} for one in plan.checks],
+    }
+
+
+def _gib(parts: Any) -> dict[str, float]:
+    return {name: size / 2**30 for name, size in parts.items()} | {"total": sum(parts.values()) / 2**30}

@@ -1,4 +1,4 @@
-"""What would stop a run for other reasons than memory, looked at before it starts."""
+"""What would stop a run for other reasons than memory, looked at before it starts: programs, folders, disk."""
 
 import importlib.metadata
 import importlib.util
@@ -13,13 +13,18 @@ from typing import Any, Literal
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.plan.cards import Card
+from llamafactory_ext.toolbox.plan.memory import Settings
+from llamafactory_ext.toolbox.plan.memory_weights import optimiser_bytes, trained_parameters
 from llamafactory_ext.toolbox.plan.recipe import Recipe
+from llamafactory_ext.toolbox.plan.shape import Shape
 from llamafactory_ext.training.whole_checkpoints import last_whole
 
 
 _AMPERE = (8, 0)
 _SECONDS = 20  # nvidia-smi takes a few where no daemon keeps the driver loaded
 _MIB_IN_USE = 300  # more than an idle card shows
+_TOKENIZER = 12 * 2**20  # saved with each checkpoint; Qwen's
+_SAVE_STEPS = 500  # the Trainer's default
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,10 @@ class Check:
     text: str
 
 
-def check(recipe: Recipe, card: Card) -> list[Check]:
-    """Looks at programs, card and folders."""
+def check(recipe: Recipe, card: Card, steps: int = 1) -> list[Check]:
+    """Looks at programs, card, folders and disk."""
     found = [*_programs(recipe, card), *_precision(recipe, card), *_checkpoints(recipe)]
-    return [*found, *_model(recipe), *_output(recipe)]
+    return [*found, *_model(recipe), *_output(recipe), *_disk(recipe, card, steps)]
 
 
 def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
@@ -109,6 +114,8 @@ def _precision(recipe: Recipe, card: Card) -> Iterator[Check]:
         yield Check("fault", "fp16 and bf16 are both set: remove one")
     elif recipe.get("fp16", False) and card.device == "cpu":
         yield Check("fault", "transformers refuses fp16 on a CPU: fp16=false")
+    elif card.device == "cpu" and recipe.settings("cpu", 1).compute_dtype == "float16":
+        yield Check("warning", "the checkpoint is float16, which a CPU computes in slowly: bf16=true use_cpu=true")
     elif recipe.get("fp16", False) and card.capability is not None and not older:
         yield Check("warning", f"{name} has bfloat16, which does not overflow: fp16=false bf16=true")
     elif recipe.get("fp16", False) and not recipe.get("upcast_layernorm", False):
@@ -130,7 +137,7 @@ def _model(recipe: Recipe) -> Iterator[Check]:
 
 def _output(recipe: Recipe) -> Iterator[Check]:
     folder = recipe.output
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = _existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield Check("fault", f"output_dir {folder}: {existing} can't be written; name another output_dir")
         return
@@ -166,3 +173,79 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _checkpoint_bytes(recipe: Recipe, shape: Shape, settings: Settings) -> int:
+    """Returns the size of one checkpoint: trained weights in float32, the optimizer's states, the tokenizer."""
+    states = 0 if recipe.get("save_only_model", False) else optimiser_bytes(shape, settings)
+    weights = 4 * trained_parameters(shape, settings)
+    return weights + states + _TOKENIZER
+
+
+def checkpoints_kept(recipe: Recipe, steps: int) -> int:
+    """Returns how many checkpoints lie in `output_dir` at most; a new one is written before the oldest one goes."""
+    every = recipe.get("save_steps", _SAVE_STEPS)
+    written = -(-steps // every) if isinstance(every, int) and every >= 1 else steps
+    limit = recipe.get("save_total_limit")
+    return written if limit is None else min(written, int(limit) + 1)
+
+
+def disk_needed(recipe: Recipe, card: Card, steps: int) -> dict[str, float]:
+    """Returns GiB by part, and what is free where `output_dir` will be."""
+    shape = recipe.shape
+    each = _checkpoint_bytes(recipe, shape, recipe.settings(card.device, 1))
+    parts = {"checkpoints": each * checkpoints_kept(recipe, steps), "result": each}
+    if not _is_here(recipe):
+        parts["download"] = 2 * shape.parameters
+    free = shutil.disk_usage(_existing(recipe.output)).free
+    return {name: size / 2**30 for name, size in parts.items()} | {"free": free / 2**30}
+
+
+def _disk(recipe: Recipe, card: Card, steps: int) -> Iterator[Check]:
+    """Names the folder that is too small: that of the download, or `output_dir`, which may be on the same disk."""
+    try:
+        disk = disk_needed(recipe, card, steps)
+    except UsageError:  # DeepSpeed's configuration, a fault already
+        return
+    ours, download = disk["checkpoints"] + disk["result"], disk.get("download", 0.0)
+    cache = Path(recipe.get("cache_dir") or _hub_cache()).expanduser()
+    room = shutil.disk_usage(_existing(cache)).free / 2**30
+    together = _existing(cache).stat().st_dev == _existing(recipe.output).stat().st_dev
+    if download > room:
+        yield Check(
+            "fault",
+            f"disk: the download takes {download:.1f} GiB, {cache} has {room:.1f}: set HF_HOME or cache_dir to more",
+        )
+    elif ours + (download if together else 0) > disk["free"]:
+        beside = f" beside the download's {download:.1f}" if together and download else ""
+        yield Check(
+            "fault",
+            f"disk: checkpoints and result take {ours:.1f} GiB{beside}, {recipe.output} has {disk['free']:.1f}: "
+            "lower save_total_limit, or name another output_dir",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _is_here(recipe: Recipe) -> bool:
+    """Whether the weights are a folder, or in the hub's cache, whole or not."""
+    if Path(recipe.model).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    places = {"cache_dir": recipe.get("cache_dir"), "revision": recipe.get("model_revision")}
+    names = ("model.safetensors.index.json", "model.safetensors")
+    try:
+        return any(isinstance(try_to_load_from_cache(recipe.model, name, **places), str) for name in names)
+    except HFValidationError:  # a path, which is not there
+        return False

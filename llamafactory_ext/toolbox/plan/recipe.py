@@ -1,6 +1,7 @@
 """From a recipe's keys to what decides about memory, steps and files."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -44,7 +45,9 @@ class Recipe:
         for key, value in numbers.items():
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise UsageError(f"{key} is {value!r}; expected a number")
-            if key != "max_steps" and value <= 0:
+        least = {"max_steps": -math.inf, "num_train_epochs": 0 if numbers["max_steps"] > 0 else 1e-9}
+        for key, value in numbers.items():
+            if value < least.get(key, 1):
                 raise UsageError(f"{key} is {value!r}; expected more than 0")
         return Rhythm(**fields)
 

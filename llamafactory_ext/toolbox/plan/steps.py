@@ -1,11 +1,17 @@
-"""How many optimizer steps a run takes, counted by the installed Trainer itself."""
+"""How many optimizer steps a run takes, counted by the installed Trainer itself, and how long, where measured."""
 
 import inspect
+import json
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.toolbox.session.silence import silence
+
+
+RATES = Path(__file__).with_name("rates.json")
+"""A list of `{"card", "layers", "hidden_size", "quantization_bit", "tokens_per_second", "versions", "date"}`."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +94,13 @@ def _trainers_count(batches: int, rows: int, rhythm: Rhythm, folder: str) -> tup
         given.append(rhythm.per_device_train_batch_size * rhythm.gradient_accumulation_steps)
     result: tuple[Any, ...] = count(*given)
     return result
+
+
+def seconds(card: str, shape: Any, quantization_bit: int | None, tokens: float, path: Path = RATES) -> float | None:
+    """Returns how long a run over so many tokens takes on a card; None where it was not measured."""
+    wanted = {"card": card, "layers": shape.layers, "hidden_size": shape.hidden_size}
+    wanted["quantization_bit"] = quantization_bit
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        if all(row.get(key) == value for key, value in wanted.items()):
+            return float(tokens / row["tokens_per_second"])
+    return None

@@ -5,13 +5,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llamafactory_ext.toolbox.plan.cards import Card
-from llamafactory_ext.toolbox.plan.memory import Load, Settings, at_worst, on_device
+from llamafactory_ext.toolbox.plan.memory import Load, Settings, at_worst, on_device, while_loading
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.shape import Shape
 
 
 _POINTS = (4096, 3072, 2048, 1536, 1024, 768, 512, 256)
 _AMPERE = (8, 0)
+_SMALLER = "smaller: checkpoints wait in CPU memory; float32 between the layers, which float16 can't overflow"
+_TURING = (
+    ("2080ti_qlora", "4 bit on one card; 2080ti_qlora_safe where float16 overflows (the run stops and says so)"),
+    ("2080ti_qlora_safe", _SMALLER),
+)
+_LATER = (
+    ("3060_qlora", "4 bit on one card, which has bfloat16: fp16=false bf16=true does not overflow"),
+    ("2080ti_qlora_safe", _SMALLER),
+)
 _FILLED = 0.92  # of a card, at most, where it is filled for speed alone: the arithmetic may be off by as much
 
 
@@ -95,8 +104,9 @@ def faster(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int)
 
 
 def total(shape: Shape, settings: Settings, load: Load) -> float:
-    """Returns the peak on the device in GiB."""
-    return sum(on_device(shape, settings, at_worst(shape, load)).values()) / 2**30
+    """Returns the peak on the device in GiB, of a step or while the weights are loaded."""
+    step = sum(on_device(shape, settings, at_worst(shape, load)).values())
+    return max(step, sum(while_loading(shape, settings).values())) / 2**30
 
 
 def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[Change]:
@@ -127,22 +137,29 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
     return found
 
 
-def recommend(recipes: Sequence[Recipe], shape: Shape, load: Load, card: Card) -> Recipe | None:
-    """Returns the recipe for a card among those that fit: on Turing what guards float16, else 4 bit with bfloat16.
+@dataclass(frozen=True)
+class Recommendation:
+    """A recipe for a card, as README's table has it."""
+
+    recipe: Recipe
+    why: str
+
+
+def recommend(recipes: Sequence[Recipe], shape: Shape, load: Load, card: Card) -> Recommendation | None:
+    """Returns README's recipe for a card, or where that does not fit the next smaller one; None where none fits.
 
     `load` is of one record; batches are multiplied in.
     """
     if card.device == "cpu":
         return None
     turing = card.capability is None or card.capability < _AMPERE
-    order = ("2080ti_qlora_safe", "2080ti_qlora") if turing else ("3060_qlora", "2080ti_qlora_safe")
     by_name = {recipe.path.stem: recipe for recipe in recipes}
-    for name in order:
+    for name, why in _TURING if turing else _LATER:
         recipe = by_name.get(name)
         if recipe is None:
             continue
         batch = recipe.rhythm.per_device_train_batch_size
         heavier = Load(load.tokens * batch, load.labels * batch, load.patches * batch, batch)
         if total(shape, recipe.settings("cuda", 1), heavier) <= card.gib:
-            return recipe
+            return Recommendation(recipe, why)
     return None

@@ -7,8 +7,8 @@ once: more than the finished model and one weight is never held.
 from typing import Any
 
 import torch
-from bench_published import PublishedQwen2, PublishedQwen3
 from peft import LoraConfig, get_peft_model
+from published import PublishedQwen2, PublishedQwen3
 from torch import nn
 
 from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM

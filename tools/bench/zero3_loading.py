@@ -1,6 +1,6 @@
 """Memory while a checkpoint is loaded for DeepSpeed ZeRO-3 with offload to CPU memory: real processes, gloo, a CPU.
 
-python tools/bench/bench_loading.py --gib 2 --processes 1 2
+python tools/bench/zero3_loading.py --gib 2 --processes 1 2
 
 Anonymous memory is what a machine must have. Files are mapped: all processes share their pages, and the system takes
 them back where it needs the room.
@@ -32,7 +32,7 @@ _WIDTH, _INTERMEDIATE, _VOCABULARY = 4096, 8192, 16_000
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench/bench_loading.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tools/bench/zero3_loading.py", description=__doc__.split("\n")[0])
     parser.add_argument("--gib", type=float, default=2, help="size of the checkpoint of random weights (default: 2)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many load it together")
     parser.add_argument("--json", action="store_true", help="print rows as JSON, and nothing else")
@@ -65,7 +65,7 @@ def main() -> int:
 def write_checkpoint(folder: Path, gib: float) -> int:
     """Writes a ChatTS checkpoint of about that size in bfloat16, in files of an eighth. Returns its bytes."""
     import torch
-    from bench_rows import Row, make_config
+    from rows import Row, make_config
 
     from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM
 

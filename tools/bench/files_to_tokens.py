@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+from llamafactory_ext.toolbox.cli.terminal import FAULTS, progress, run, say
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
 from demo_data import PROMPT, make_csv, make_entries, make_entry, write_answer
 from demo_model import write_model
 from demo_series import SHAPES, draw_intervals, draw_series
-
-from llamafactory_ext.toolbox.cli.terminal import FAULTS, progress, run, say
 
 
 POINTS, LENGTH = 417, 5000
@@ -127,14 +130,14 @@ class Bench:
         self.folder, self.model = folder, folder / "model"
         write_points(folder, copies)
         write_model(self.model, seed=0)
-        self.me, self.prepare_tool = str(Path(__file__)), str(Path(__file__).with_name("prepare.py"))
+        self.me = str(Path(__file__))
 
     def plain(self) -> float:
         return measure(self.me, "--step", "plain", str(self.folder))[0]
 
     def prepare(self) -> tuple[float, float]:
         out = self.folder / "prepared.jsonl"
-        seconds, memory, _ = measure(self.prepare_tool, str(self.folder), "--out", str(out))
+        seconds, memory, _ = measure("-m", "llamafactory_ext", "prepare", str(self.folder), "--out", str(out))
         return seconds, memory
 
     def tokenise(self, dataset: str) -> tuple[float, float]:
@@ -165,7 +168,7 @@ def compare(rounds: int) -> None:
     say("| way | seconds | ratio |\n|---|---|---|")
     say(f"| plain script to JSON lines (csv.DictReader, json.dump) | {best['plain']:.1f} | 1 |")
     faster, share = best["plain"] / best["prepare"], best["plugin"] / best["two steps"]
-    say(f"| prepare.py to JSON lines | {best['prepare']:.1f} | {faster:.1f} times as fast |")
+    say(f"| llamafactory-ext prepare to JSON lines | {best['prepare']:.1f} | {faster:.1f} times as fast |")
     say(f"| plain script, then LLaMA-Factory to tokens | {best['two steps']:.1f} | 1 |")
     say(f"| plugin: GDSH's files to tokens | {best['plugin']:.1f} | {share:.2f} of the time |")
 
@@ -183,7 +186,7 @@ def grow(sizes: list[int]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench/bench_data.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/bench/files_to_tokens.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed; default: 3")
     parser.add_argument(
         "--grow", type=int, nargs="+", default=[], metavar="TIMES", help="also at these sizes, e.g. 1 10 100"

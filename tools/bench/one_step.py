@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from bench_meter import CudaMeter, ProcessMeter
-from bench_model import WAYS, add_lora, build_model
-from bench_rows import GPU_ROWS, ROWS, Row, count_tokens, make_batch, make_config
+from meter import CudaMeter, ProcessMeter
+from models import WAYS, add_lora, build_model
+from rows import GPU_ROWS, ROWS, Row, count_tokens, make_batch, make_config
 
 from llamafactory_ext.model import attention, host_embedding
 
@@ -91,7 +91,7 @@ def cap_memory(gib: float) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench/bench_step.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/bench/one_step.py", description=__doc__)
     parser.add_argument("row", choices=[row.name for row in ROWS + GPU_ROWS])
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,7 +1,7 @@
 """Times each lever of a training step alone, with it against without it: same weights, same records, same loss.
 
-python tools/bench/bench_levers.py
-python tools/bench/bench_levers.py --only packing --steps 5
+python tools/bench/levers.py
+python tools/bench/levers.py --only packing --steps 5
 
 Each side runs in a process of its own. Memory is what a step takes beyond weights and optimiser. Not here, for want of
 a card: what lies in CPU memory instead (`embedding_on_cpu`, `offload_checkpoints`), float16, kernels for cards.
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from bench_meter import ProcessMeter
-from bench_model import add_lora, build_model
-from bench_rows import ROWS, Row, make_batch, make_config
+from meter import ProcessMeter
+from models import add_lora, build_model
+from rows import ROWS, Row, make_batch, make_config
 
 from llamafactory_ext.model import loss as loss_module
 from llamafactory_ext.series import encode
@@ -195,7 +195,7 @@ def run_child(name: str, side: str, steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/bench/bench_levers.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python tools/bench/levers.py", description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=list(LEVERS), help="this lever alone")
     parser.add_argument("--steps", type=int, default=2, help="timed steps; default: 2")
     parser.add_argument("--side", choices=("without", "with"), help=argparse.SUPPRESS)  # in a process of its own
