@@ -95,9 +95,9 @@ def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
 
 def test_full_demo_recipe(tmp_path: Path) -> None:
     """Two steps of it; that a model learns is what `make demo-full` shows."""
-    from demo_full import write_demo
+    from llamafactory_ext.toolbox.demo.writing import write_full_demo
 
-    write_demo(tmp_path / "full", training=64, validation=8)
+    write_full_demo(tmp_path / "full", training=64, validation=8)
     keys = [f"model_name_or_path={tmp_path / 'full' / 'model'}", f"dataset_dir={tmp_path / 'full' / 'data'}"]
     keys += ["max_steps=2", "logging_steps=1", "preprocessing_num_workers=null", "output_dir=out"]
     run = run_cli("train", str(ROOT / "yaml" / "cpu_demo_full.yaml"), *keys, cwd=tmp_path)

@@ -121,13 +121,12 @@ class Trial:
 
     def demo(self) -> bool:
         """The demo of README in a folder of its own, a few steps of it."""
-        for name in ("yaml", "dataset_info", "tools"):
-            shutil.copytree(ROOT / name, self.folder / name, dirs_exist_ok=True)
         few = ["logging_steps=1", "gradient_accumulation_steps=2", "warmup_ratio=0"]
         adapter = ["model_name_or_path=saves/demo", "dataset=gdsh_demo", "fp16=false", "output_dir=saves/adapter"]
         return (
-            self.run("demo", "python", "-m", "llamafactory_ext")
-            and self.run("demo", "python", "tools/demo/demo.py", "demo")
+            self.run("demo", "llamafactory-ext")
+            and self.run("demo", "llamafactory-ext", "init")
+            and self.run("demo", "llamafactory-ext", "demo")
             and self.run("demo", "llamafactory-cli", "train", "yaml/cpu_demo.yaml", "max_steps=6")
             and self.run("demo", "llamafactory-cli", "train", "yaml/2080ti_qlora.yaml", *adapter, *few, "max_steps=2")
             and (self.folder / "saves" / "adapter" / "adapter_model.safetensors").is_file()
@@ -135,9 +134,7 @@ class Trial:
 
     def train_on_fork(self, fork: Path, published: Path) -> bool:
         """The fork's own data set with the plugin off and on; tells whether both were trained to the same losses."""
-        self.run(
-            "demo", sys.executable, ROOT / "tools" / "demo" / "demo.py", "demo"
-        )  # of this Python: the fork's is too old
+        self.run("demo", sys.executable, "-m", "llamafactory_ext", "demo")  # of this Python: the fork's is too old
         model = self.folder / "demo" / "model"
         for file in published.glob("*.py"):
             shutil.copy(file, model)
@@ -159,7 +156,7 @@ class Trial:
     def test(self, names: Sequence[str]) -> str:
         """Runs these tests, all of them if there are none; returns how many passed, failed and were skipped."""
         report = self.folder / "tests.xml"
-        files = [f"tests/test_{name}.py" for name in names]
+        files = [str(path) for name in names for path in (ROOT / "tests").glob(f"*/test_{name}.py")]
         # The program, not `python -m pytest`, which would take the package from this folder and not the installed one.
         self.run("tests", "pytest", f"--junitxml={report}", "-p", "no:cacheprovider", *files, cwd=ROOT)
         return outcome(report)
@@ -205,7 +202,7 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     row = [f"{environment.name} ({trial.versions()})", f"{seconds:.0f} s" if installed else "failed"]
     print(f"| {' | '.join([*row, 'works' if demo else 'failed', tests])} |", flush=True)
     if not arguments.keep:
-        for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info", "tools"):
+        for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return demo and " 0 failed" in tests
 
@@ -218,7 +215,7 @@ def main() -> int:
     parser.add_argument(
         "--published", type=Path, metavar="PATH", help="for --fork: a checkpoint's files but its weights"
     )
-    parser.add_argument("--tests", nargs="+", metavar="NAME", help=f"tests/test_NAME.py; default: {' '.join(TESTS)}")
+    parser.add_argument("--tests", nargs="+", metavar="NAME", help=f"tests/*/test_NAME.py; default: {' '.join(TESTS)}")
     parser.add_argument("--all", action="store_true", help="the whole test suite, not only what meets these versions")
     parser.add_argument("--keep", action="store_true", help="leave the environments, 6 GB each")
     parser.add_argument("--folder", default=ROOT / "build" / "matrix", help="default: build/matrix")
