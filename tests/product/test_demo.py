@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+
 from llamafactory_ext.toolbox.demo.data import NAMING, POINTS, make_entries, write_data
 from llamafactory_ext.toolbox.demo.folder import MARKER, ForeignFolderError
 from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
