@@ -75,7 +75,7 @@ def main() -> int:
         terminal.complain(f"error: {error}")
         return terminal.FAULTS
     where = "this folder" if given.dir == Path() else str(given.dir)
-    terminal.say(f"{len(written)} files written to yaml/ and dataset_info/ in {where}")
+    terminal.say(f"files written to yaml/ and dataset_info/ in {where}: {len(written)}")
     for path in left:
         terminal.complain(f"{path} differs from what came with the package and was left as it is")
     if left:
