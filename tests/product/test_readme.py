@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def parse(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], whole: bool) 
         usual = getattr(argparse.ArgumentParser, name)
         monkeypatch.setattr(argparse.ArgumentParser, name, stand_in(usual))
     monkeypatch.setattr(sys, "argv", [f"llamafactory-ext {words[0]}", *words[1:]])
+    module = f"{words[0]}_" if iskeyword(words[0]) else words[0]
     with pytest.raises(Parsed):
-        import_module(f"llamafactory_ext.toolbox.cli.{words[0]}").main()
+        import_module(f"llamafactory_ext.toolbox.cli.{module}").main()
 
 
 def test_every_command_is_shown() -> None:

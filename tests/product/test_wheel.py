@@ -127,5 +127,9 @@ def test_a_recipe_of_this_folder_goes_before_the_shipped_one(monkeypatch: pytest
 
 
 def test_every_command_has_a_module_and_every_module_a_command() -> None:
-    modules = {path.stem for path in Path(init.__file__).parent.glob("*.py")} - {"__init__", "terminal", "recipes"}
+    modules = {path.stem.rstrip("_") for path in Path(init.__file__).parent.glob("*.py")} - {
+        "__init",
+        "terminal",
+        "recipes",
+    }
     assert modules == set(COMMANDS)
