@@ -123,7 +123,7 @@ def test_a_recipe_of_this_folder_goes_before_the_shipped_one(monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert recipes.recipe("chat.yaml") == ROOT / "yaml" / "chat.yaml"
     run_init(monkeypatch)
-    assert recipes.recipe("chat.yaml") == Path("yaml/chat.yaml")
+    assert recipes.recipe("chat.yaml") == tmp_path / "yaml" / "chat.yaml"
 
 
 def test_every_command_has_a_module_and_every_module_a_command() -> None:

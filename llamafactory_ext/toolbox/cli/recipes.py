@@ -14,5 +14,5 @@ def shipped(folder: str) -> Path:
 
 def recipe(name: str) -> Path:
     """Returns the path of a recipe: in this folder's ``yaml/``, else as it came."""
-    here = Path("yaml", name)
+    here = Path("yaml", name).absolute()
     return here if here.is_file() else shipped("yaml") / name
