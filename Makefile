@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, runs the main recipe on the result, and scores
 # its answers about another plant. A minute of training teaches it the form of an answer at best.
 demo: .venv/installed-train
-	python tools/demo/demo.py demo
+	llamafactory-ext demo
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/cpu_demo.yaml
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/2080ti_qlora.yaml model_name_or_path=saves/demo \
 	    dataset=gdsh_demo fp16=false gradient_accumulation_steps=2 max_steps=4 warmup_ratio=0 \
@@ -27,7 +27,7 @@ demo: .venv/installed-train
 # is no better than the same model with the series exchanged, than chance or than a rule. SEED=1: other data, other weights.
 SEED ?= 0
 demo-full: .venv/installed-train
-	python tools/demo/demo_full.py --seed $(SEED)
+	llamafactory-ext demo --full --seed $(SEED)
 	CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/cpu_demo_full.yaml
 	for part in validation exchanged; do \
 	    CUDA_VISIBLE_DEVICES= llamafactory-cli train yaml/predict.yaml model_name_or_path=saves/demo_full \
@@ -37,7 +37,7 @@ demo-full: .venv/installed-train
 	    llamafactory-ext evaluate saves/demo_full/$$part/generated_predictions.jsonl \
 	        --out saves/demo_full/scores_$$part --dataset demo_full_$$part cutoff_len=512 || exit 1; \
 	done
-	python tools/demo/demo_full_verdict.py saves/demo_full/scores_validation/scores.json \
+	python tools/demo/verdict.py saves/demo_full/scores_validation/scores.json \
 	    saves/demo_full/scores_exchanged/scores.json
 
 # Every check: lint, types, tests. One thread a process: the models are tiny, and threads would wait for one another.

@@ -2,7 +2,7 @@
 
 Imported by ``llamafactory_ext.pth`` at every start of Python, so it costs next to nothing (standard library only, and
 only modules that Python has loaded by then) and does nothing in a program that never imports LLaMA-Factory.
-``LLAMAFACTORY_EXT=0`` in the environment switches it off. The ``.pth`` file catches what goes wrong here and tells it
+``LLAMAFACTORY_EXT=0`` in the environment switches it off. The ``.pth`` file catches what goes wrong here and says so
 in one line, once, though a virtual environment's files are read twice: half an installation stops no program.
 
 A ``.pth`` file rather than an entry point, because LLaMA-Factory looks for none, and starts its own ``launcher.py``

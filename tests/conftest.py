@@ -14,7 +14,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED_RECORDS = ROOT.parent / "shared" / "real"
-sys.path.insert(0, str(ROOT / "tools"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # before its modules are imported: no test asks a network for anything
 
 CLI = str(Path(sys.executable).with_name("llamafactory-cli"))
@@ -70,8 +69,8 @@ def gdsh(tmp_path: Path) -> Gdsh:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo as `tools/demo/demo.py` writes it: ``model`` and ``data``."""
-    from demo import write_demo
+    """The demo as `llamafactory-ext demo` writes it: ``model`` and ``data``."""
+    from llamafactory_ext.toolbox.demo.writing import write_demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo"
     write_demo(folder)
@@ -81,7 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint of the other family."""
-    from demo_model import write_model
+    from llamafactory_ext.toolbox.demo.model import write_model
 
     folder = tmp_path_factory.mktemp("qwen3") / "model"
     write_model(folder, seed=0, family="qwen3")

@@ -149,16 +149,16 @@ LEANINGS: dict[str, tuple[str, tuple[str, ...]]] = {
             "data/parser.py:DatasetAttr",
         ),
     ),
-    "llamafactory_ext.toolbox.session.upstream:load": ("llamafactory", ("data/loader.py:_load_single_dataset",)),
-    "llamafactory_ext.toolbox.session.upstream:load_tokenizer": (
+    "llamafactory_ext.toolbox.session.framework:load": ("llamafactory", ("data/loader.py:_load_single_dataset",)),
+    "llamafactory_ext.toolbox.session.framework:load_tokenizer": (
         "llamafactory",
         ("model/loader.py:load_tokenizer", "data/template.py:get_template_and_fix_tokenizer"),
     ),
-    "llamafactory_ext.toolbox.session.upstream:tokenise": (
+    "llamafactory_ext.toolbox.session.framework:tokenise": (
         "llamafactory",
         ("data/loader.py:_get_preprocessed_dataset", "data/loader.py:_get_dataset_processor"),
     ),
-    "llamafactory_ext.toolbox.session.upstream:validation_rows": (
+    "llamafactory_ext.toolbox.session.framework:validation_rows": (
         "llamafactory",
         ("data/data_utils.py:merge_dataset", "data/data_utils.py:split_dataset"),
     ),

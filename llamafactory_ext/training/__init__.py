@@ -1,1 +1,1 @@
-"""A run from its start to its last checkpoint: what is trained, in which memory, what is measured, how it goes on."""
+"""A run from its start to its last checkpoint: what is trained, in which memory, what is measured, how it resumes."""

@@ -131,13 +131,13 @@ LEANING_DIGESTS = {
         "5.6.0": "a5e1a66fdaa0e143",
     },
     "llamafactory_ext.toolbox.session.recipe:arguments": {"0.9.4": "a7492d680bef378e", "0.9.5": "825ad45f54e3129a"},
-    "llamafactory_ext.toolbox.session.upstream:load": {"0.9.4": "9c0e87848621a50f", "0.9.5": "9c0e87848621a50f"},
-    "llamafactory_ext.toolbox.session.upstream:load_tokenizer": {
+    "llamafactory_ext.toolbox.session.framework:load": {"0.9.4": "9c0e87848621a50f", "0.9.5": "9c0e87848621a50f"},
+    "llamafactory_ext.toolbox.session.framework:load_tokenizer": {
         "0.9.4": "0384637eaff15d09",
         "0.9.5": "f925ec37c117b6c5",
     },
-    "llamafactory_ext.toolbox.session.upstream:tokenise": {"0.9.4": "459484d52d8ec340", "0.9.5": "459484d52d8ec340"},
-    "llamafactory_ext.toolbox.session.upstream:validation_rows": {
+    "llamafactory_ext.toolbox.session.framework:tokenise": {"0.9.4": "459484d52d8ec340", "0.9.5": "459484d52d8ec340"},
+    "llamafactory_ext.toolbox.session.framework:validation_rows": {
         "0.9.4": "a2f4e6c52033e179",
         "0.9.5": "9ed5861d17404cc4",
     },
@@ -220,7 +220,7 @@ def test_what_moved_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert set(diffs) == {"llamafactory/data/parser.py:DatasetAttr", "llamafactory/data/data_utils.py:split_dataset"}
     assert "+                self.set_attribute(tag" in diffs["llamafactory/data/parser.py:DatasetAttr"]
     assert upstream.users_of("llamafactory/data/data_utils.py:split_dataset") == [
-        "llamafactory_ext.toolbox.session.upstream:validation_rows"
+        "llamafactory_ext.toolbox.session.framework:validation_rows"
     ]
     assert upstream.main(["--diff", str(old), str(new.parent)]) == 1
     assert "2 watched places moved" in capsys.readouterr().out

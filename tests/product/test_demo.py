@@ -5,20 +5,16 @@ import csv
 import hashlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from demo_data import NAMING, POINTS, make_entries, write_data  # noqa: E402
-from demo_folder import MARKER, ForeignFolderError  # noqa: E402
-from demo_series import SHAPES, draw_intervals, draw_series  # noqa: E402
+from llamafactory_ext.toolbox.demo.data import NAMING, POINTS, make_entries, write_data
+from llamafactory_ext.toolbox.demo.folder import MARKER, ForeignFolderError
+from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
 
 
 CHINESE = "数据集：阶跃上升，12345 点 -3.1416|scaling=1.0 🙂\n"
@@ -170,7 +166,7 @@ def test_replaces_its_own_folder_whole(tmp_path: Path) -> None:
 
 def test_tokenizer_goes_there_and_back(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from demo_model import SPECIAL_TOKENS, make_corpus, train_tokenizer, write_tokenizer
+    from llamafactory_ext.toolbox.demo.model import SPECIAL_TOKENS, make_corpus, train_tokenizer, write_tokenizer
 
     trained = train_tokenizer(make_corpus(0))
     assert trained.to_str() == train_tokenizer(make_corpus(0)).to_str()
@@ -193,10 +189,10 @@ def test_tokenizer_goes_there_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_checkpoint_loads_whole_and_follows_its_seed(family: Any, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from demo_model import write_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import llamafactory_ext.model  # noqa: F401 - registers the model
+    from llamafactory_ext.toolbox.demo.model import write_model
 
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_model(tmp_path / name, seed, family)

@@ -4,20 +4,16 @@ That a model learns from them takes half an hour: `make demo-full`.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from verdict import judge
 
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from demo_full_data import LENGTH, SHRINK, draw_records, make_entries, write_data  # noqa: E402
-from demo_full_verdict import judge  # noqa: E402
-from demo_series import SHAPES, draw_intervals, draw_series  # noqa: E402
+from llamafactory_ext.toolbox.demo.full_data import LENGTH, SHRINK, draw_records, make_entries, write_data
+from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
 
 
 PARTS = ("train", "validation", "exchanged")

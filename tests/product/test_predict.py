@@ -4,6 +4,7 @@ The answers of records alone are made here, without LLaMA-Factory, from the prom
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,26 @@ def base(demo: Path, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, config=read_config(path), dtype=torch.float32, **options)
 
 
-def predict(demo: Path, data: Path, adapter: Path, cwd: Path, *keys: str) -> tuple[list[dict[str, str]], str]:
-    """Runs the recipe and returns the lines of its file, and its log."""
+def predict(
+    demo: Path, data: Path, adapter: Path, cwd: Path, *keys: str, here: pytest.MonkeyPatch | None = None
+) -> tuple[list[dict[str, str]], str]:
+    """Runs the recipe, in this process with ``here``, and returns the lines of its file, and its log."""
     own = [f"model_name_or_path={demo / 'model'}", f"adapter_name_or_path={adapter}", f"dataset_dir={data}"]
     own += ["eval_dataset=a", "output_dir=out", "infer_dtype=float32", f"cutoff_len={CUTOFF}"]
     own += [f"max_new_tokens={NEW_TOKENS}", "preprocessing_num_workers=1"]
-    run = run_cli("train", str(ROOT / "yaml" / "predict.yaml"), *own, *keys, cwd=cwd)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
+    command, log = [str(ROOT / "yaml" / "predict.yaml"), *own, *keys], ""
+    if here:
+        from llamafactory.train.tuner import run_exp
+
+        here.chdir(cwd)
+        here.setattr(sys, "argv", ["llamafactory-cli", *command])
+        run_exp()
+    else:
+        run = run_cli("train", *command, cwd=cwd)
+        log = run.stdout + run.stderr
+        assert run.returncode == 0, log[-8000:]
     lines = (cwd / "out" / "generated_predictions.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line) for line in lines], run.stdout + run.stderr
+    return [json.loads(line) for line in lines], log
 
 
 def alone(model: Any, tokenizer: Any, prompt: str, names: str, sign: int = 1) -> list[int]:
@@ -124,9 +136,12 @@ def test_a_batch_with_an_adapter(demo: Path, data: Path, adapter: Path, tmp_path
     assert not any("rouge" in key for key in json.loads((tmp_path / "out" / "predict_results.json").read_text()))
 
 
-def test_a_batch_in_4_bit(demo: Path, data: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_batch_in_4_bit(
+    demo: Path, data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("bitsandbytes")
-    lines, _ = predict(demo, data, adapter, tmp_path, "per_device_eval_batch_size=3", "skip_special_tokens=false")
+    keys = ("per_device_eval_batch_size=3", "skip_special_tokens=false")
+    lines, _ = predict(demo, data, adapter, tmp_path, *keys, here=monkeypatch)
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -1,10 +1,11 @@
-"""Every recipe for two optimizer steps on a CPU, through the real command line.
+"""Every recipe for two optimizer steps on a CPU, through the real command line, or what it calls, in this process.
 
 Overridden are model, data set, step count, output and the precision that a CPU lacks; 4 bit is real bitsandbytes,
 several processes are real torchrun over gloo, ZeRO-3 with offload is real DeepSpeed.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from llamafactory_ext.training.whole_checkpoints import first_fault
 
 
-PLAIN = ("2080ti_qlora", "2080ti_simple", "3060_qlora")
+PLAIN = ("2080ti_qlora",)
+HERE = ("2080ti_simple", "3060_qlora")
 TORCHRUN = ("2080ti_qlora_safe",)
 DEEPSPEED = ("3090_deepspeed_fp16", "a100_deepspeed_fp16")
 
@@ -37,6 +39,17 @@ def train(recipe: str, data: Path, model: Path, cwd: Path, *more: str, **environ
     precision = ["fp16=false", "bf16=false"]
     run = run_cli("train", f"yaml/{recipe}.yaml", *keys, *precision, *more, cwd=cwd, timeout=1200, **environment)
     assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
+    return cwd / "out"
+
+
+def train_here(patch: pytest.MonkeyPatch, recipe: str, cwd: Path, *keys: str) -> Path:
+    """The same without a process of its own, which imports for most of its time."""
+    from llamafactory.train.tuner import run_exp
+
+    keys += ("fp16=false", "max_steps=2", "output_dir=out", "preprocessing_num_workers=null", "cache_dir=cache")
+    patch.chdir(cwd)
+    patch.setattr(sys, "argv", ["llamafactory-cli", str(ROOT / "yaml" / f"{recipe}.yaml"), *keys])
+    run_exp()
     return cwd / "out"
 
 
@@ -76,8 +89,15 @@ def test_deepspeed(recipe: str, data: Path, demo: Path, tmp_path: Path) -> None:
     assert first_fault(output / "checkpoint-2") is None  # DeepSpeed's own layout
 
 
-def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path) -> None:
-    check_adapter(train("2080ti_qlora", data, qwen3_model, tmp_path))
+@pytest.mark.parametrize("recipe", HERE)
+def test_in_this_process(recipe: str, data: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = (f"model_name_or_path={demo / 'model'}", "dataset=a", f"dataset_dir={data}")
+    check_adapter(train_here(monkeypatch, recipe, tmp_path, *keys))
+
+
+def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = (f"model_name_or_path={qwen3_model}", "dataset=a", f"dataset_dir={data}")
+    check_adapter(train_here(monkeypatch, "2080ti_qlora", tmp_path, *keys))
 
 
 def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
@@ -93,19 +113,17 @@ def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "training_loss.png").stat().st_size > 0
 
 
-def test_full_demo_recipe(tmp_path: Path) -> None:
+def test_full_demo_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of it; that a model learns is what `make demo-full` shows."""
-    from demo_full import write_demo
+    from llamafactory_ext.toolbox.demo.writing import write_full_demo
 
-    write_demo(tmp_path / "full", training=64, validation=8)
-    keys = [f"model_name_or_path={tmp_path / 'full' / 'model'}", f"dataset_dir={tmp_path / 'full' / 'data'}"]
-    keys += ["max_steps=2", "logging_steps=1", "preprocessing_num_workers=null", "output_dir=out"]
-    run = run_cli("train", str(ROOT / "yaml" / "cpu_demo_full.yaml"), *keys, cwd=tmp_path)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
-    assert len([entry for entry in log_history(tmp_path / "out") if "loss" in entry]) == 2
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    write_full_demo(tmp_path / "full", training=64, validation=8)
+    keys = (f"model_name_or_path={tmp_path / 'full' / 'model'}", f"dataset_dir={tmp_path / 'full' / 'data'}")
+    output = train_here(monkeypatch, "cpu_demo_full", tmp_path, *keys, "logging_steps=1")
+    assert len([entry for entry in log_history(output) if "loss" in entry]) == 2
+    assert (output / "model.safetensors").is_file()
 
 
 def test_every_recipe_is_run() -> None:
     trained = {path.stem for path in (ROOT / "yaml").glob("*.yaml") if "\ndo_train: true" in path.read_text("utf-8")}
-    assert trained == {*PLAIN, *TORCHRUN, *DEEPSPEED, "cpu_demo", "cpu_demo_full"}
+    assert trained == {*PLAIN, *HERE, *TORCHRUN, *DEEPSPEED, "cpu_demo", "cpu_demo_full"}

@@ -7,7 +7,7 @@
 is being written. ``workers``: one of two processes under torchrun, which starts both again. ``disk``: a small file
 system is full while a checkpoint is written (needs leave to mount). Each run is let go on until its end, by the same
 command; then weights (to the bit), losses and both logs must be those of a run that nothing happened to.
-Exit status 1 where they are not, or where a half checkpoint was gone on from.
+Exit status 1 where they are not, or where a half checkpoint was resumed from.
 """
 
 import argparse
@@ -151,14 +151,14 @@ def judge(output: Path) -> tuple[int, list[int]]:
 
 
 def going_on(keys: dict[str, Any], folder: Path, log: Path, good: int) -> Iterator[str]:
-    """Lets a run go on to its end and looks where it went on from."""
+    """Lets a run go on to its end and looks where it resumed from."""
     seen = len(log.read_bytes())
     if finish(start(keys, folder, log)):
         yield f"{log.name}: did not go on"
     text = log.read_bytes()[seen:].decode("utf-8", errors="replace")
     resumed = text.partition("Resuming training from ")[2].split(".\n")[0].split("checkpoint-")[-1]
     if good and resumed.split(".")[0] != str(good):
-        yield f"{log.name}: went on from {resumed or 'the start'}, checkpoint-{good} is the newest whole one"
+        yield f"{log.name}: resumed from {resumed or 'the start'}, checkpoint-{good} is the newest whole one"
 
 
 def differences(whole: Path, output: Path, name: str) -> Iterator[str]:

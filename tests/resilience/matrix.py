@@ -145,13 +145,12 @@ class Trial:
 
     def demo(self) -> bool:
         """The demo of README in a folder of its own, a few steps of it."""
-        for name in ("yaml", "dataset_info", "tools"):
-            shutil.copytree(ROOT / name, self.folder / name, dirs_exist_ok=True)
         few = ["logging_steps=1", "gradient_accumulation_steps=2", "warmup_ratio=0"]
         adapter = ["model_name_or_path=saves/demo", "dataset=gdsh_demo", "fp16=false", "output_dir=saves/adapter"]
         return (
-            self.run("demo", "python", "-m", "llamafactory_ext")
-            and self.run("demo", "python", "tools/demo/demo.py", "demo")
+            self.run("demo", "llamafactory-ext")
+            and self.run("demo", "llamafactory-ext", "init")
+            and self.run("demo", "llamafactory-ext", "demo")
             and self.run("demo", "llamafactory-cli", "train", "yaml/cpu_demo.yaml", "max_steps=6")
             and self.run("demo", "llamafactory-cli", "train", "yaml/2080ti_qlora.yaml", *adapter, *few, "max_steps=2")
             and (self.folder / "saves" / "adapter" / "adapter_model.safetensors").is_file()
@@ -159,9 +158,7 @@ class Trial:
 
     def train_on_fork(self, fork: Path, published: Path) -> bool:
         """The fork's own data set with the plugin off and on; tells whether both were trained to the same losses."""
-        self.run(
-            "demo", sys.executable, ROOT / "tools" / "demo" / "demo.py", "demo"
-        )  # of this Python: the fork's is too old
+        self.run("demo", sys.executable, "-m", "llamafactory_ext", "demo")  # of this Python: the fork's is too old
         model = self.folder / "demo" / "model"
         for file in published.glob("*.py"):
             shutil.copy(file, model)
@@ -233,7 +230,7 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     row = [f"{environment.name} ({trial.versions()})", f"{seconds:.0f} s" if installed else "failed"]
     print(f"| {' | '.join([*row, outcome_of_demo, tests])} |", flush=True)
     if not arguments.keep:
-        for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info", "tools"):
+        for name in ("venv", "cache", "saves", "demo", "yaml", "dataset_info"):
             shutil.rmtree(folder / name, ignore_errors=True)
     return demo and " 0 failed" in tests
 

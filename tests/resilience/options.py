@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 from resilience.options_bench import Bench, Run, exchange, prepare  # noqa: E402
 from resilience.options_special import SPECIAL, Verdict  # noqa: E402

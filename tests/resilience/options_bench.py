@@ -130,7 +130,7 @@ class Bench:
 
 def prepare(folder: Path) -> Bench:
     """Writes the model and the data sets: ``series`` and one for each stage, and ``…_exchanged`` beside each."""
-    from demo_model import Size, write_model
+    from llamafactory_ext.toolbox.demo.model import Size, write_model
 
     write_model(folder / "model", size=Size(deviation=0.15))  # large weights: the series move the loss
     data, info = Gdsh(folder / "data"), {}

@@ -56,7 +56,7 @@ def sharded(bench: Bench, plain: Run | None = None) -> Verdict:
     """Takes a step under torch's own FSDP: accelerate leaves out the recipe's ``fsdp`` on a CPU."""
     (bench.folder / "sharded.py").write_text(SHARDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29673"]
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "tools"), str(ROOT)])
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*command, str(bench.folder / "sharded.py")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)

@@ -10,10 +10,11 @@ import yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import Gdsh, annotation, answer, start_cli  # noqa: E402
-from demo_model import write_model  # noqa: E402
+
+from llamafactory_ext.toolbox.demo.model import write_model  # noqa: E402
 
 
 ZERO2 = {

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import demo_data
 import numpy as np
 import pytest
 from conftest import SHARED_RECORDS
@@ -27,6 +26,7 @@ from hypothesis import strategies as st
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import read_annotations
+from llamafactory_ext.toolbox.demo import data as demo_data
 from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 from llamafactory_ext.toolbox.prepare.report import summarise
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from demo_series import SHAPES, draw_intervals, draw_series
 from helpers_prepare import anomaly
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafactory_ext.gdsh import Anomaly, GdshError
+from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
 from llamafactory_ext.toolbox.prepare.resampling import (
     check_alignment,
     choose_normal,

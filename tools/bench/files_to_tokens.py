@@ -21,12 +21,9 @@ import numpy as np
 import psutil
 
 from llamafactory_ext.toolbox.cli.terminal import FAULTS, progress, run, say
-
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "demo"))
-from demo_data import PROMPT, make_csv, make_entries, make_entry, write_answer
-from demo_model import write_model
-from demo_series import SHAPES, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.data import PROMPT, make_csv, make_entries, make_entry, write_answer
+from llamafactory_ext.toolbox.demo.model import write_model
+from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
 
 
 POINTS, LENGTH = 417, 5000

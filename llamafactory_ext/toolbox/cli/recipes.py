@@ -1,20 +1,18 @@
-"""Where the recipes lie that came with the package."""
+"""Where recipes and data set entries lie that came with the package: beside it in a clone, inside it in a wheel."""
 
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 
+_PACKAGE = Path(__file__).parents[2]
+
+
+def shipped(folder: str) -> Path:
+    """Returns the folder ``yaml`` or ``dataset_info`` as it came."""
+    inside = _PACKAGE / "share" / folder  # pyproject.toml puts it there
+    return inside if inside.is_dir() else _PACKAGE.parent / folder
+
+
 def recipe(name: str) -> Path:
-    """Returns the path of a recipe: in this folder's ``yaml/``, in the clone, or as the wheel has installed it."""
-    here, clone = Path("yaml", name), Path(__file__).parents[3] / "yaml" / name
-    found = next((path.absolute() for path in (here, clone) if path.is_file()), None)
-    return found or next((path for path in installed("yaml") if path.name == name), here)
-
-
-def installed(folder: str) -> list[Path]:
-    """Returns the files of ``yaml`` or ``dataset_info`` that the wheel has installed; none for a clone."""
-    try:
-        shipped = files("llamafactory-ext") or []
-    except PackageNotFoundError:
-        return []
-    return [Path(str(one.locate())) for one in shipped if f"share/llamafactory_ext/{folder}/" in one.as_posix()]
+    """Returns the path of a recipe: in this folder's ``yaml/``, else as it came."""
+    here = Path("yaml", name).absolute()
+    return here if here.is_file() else shipped("yaml") / name

@@ -1,1 +1,1 @@
-"""What a training run needs in memory, told before it is started. Pure Python, no torch."""
+"""What a training run needs in memory, said before it is started. Pure Python, no torch."""

@@ -2,7 +2,7 @@
 
 Thinning is MinMaxLTTB of tsdownsample. It looks at values alone, never at labels: a model that is asked later has
 none, and must see series of the same kind as it was trained on. MinMaxLTTB was preferred to M4 by measuring both on
-200 series of 5000 points with 11 anomalies each, drawn by `tools/demo/demo_series.py`:
+200 series of 5000 points with 11 anomalies each, drawn by `toolbox/demo/series.py`:
 
     points  method      anomalies with a point inside  rows an interval grows  error of interpolation / std
     1000    MinMaxLTTB  100 %                          2.2                     0.48

@@ -30,7 +30,7 @@ def judge(scores: dict[str, Any], control: dict[str, Any]) -> list[tuple[str, fl
 
 def main() -> int:
     if len(sys.argv) != 3:
-        print("usage: python tools/demo/demo_full_verdict.py SCORES.json SCORES_OF_THE_CONTROL.json", file=sys.stderr)
+        print("usage: python tools/demo/verdict.py SCORES.json SCORES_OF_THE_CONTROL.json", file=sys.stderr)
         return 2
     scores, control = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:])
     found = judge(scores, control)

@@ -1,9 +1,8 @@
 """Writes a folder whole or not at all, and never over one that the demo did not make."""
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def refuse_foreign(target: Path) -> None:
     if os.path.lexists(target) and not made_here and not empty:
         raise ForeignFolderError(
             f"{target} exists and was not made by the demo (it has no {MARKER}); "
-            "move it away or name another folder: python tools/demo/demo.py DIR"
+            "move it away or name another folder: llamafactory-ext demo DIR"
         )
 
 
@@ -34,22 +33,8 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
-        (new / MARKER).write_text("Made by tools/demo/demo.py, which replaces this folder when it runs again.\n")
+        (new / MARKER).write_text("Made by llamafactory-ext demo, which replaces this folder when it runs again.\n")
         yield new
         if os.path.lexists(target):
             target.rename(Path(scratch) / "old")
         new.rename(target)
-
-
-def write_and_tell(write: Callable[[], None], folder: Path) -> int:
-    """Write a demo's `folder`/model and `folder`/data, and tell so, or what is in the way; return the exit status."""
-    try:
-        write()
-    except ForeignFolderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: no module {error.name}; install the project first: pip install -e '.[train]'", file=sys.stderr)
-        return 1
-    print(f"Wrote {folder / 'model'} and {folder / 'data'}.")
-    return 0

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_folder import fresh_folder
-from demo_series import SHAPES, Interval, Values, draw_gaps, draw_intervals, draw_series
+
+from llamafactory_ext.toolbox.demo.folder import fresh_folder
+from llamafactory_ext.toolbox.demo.series import SHAPES, Interval, Values, draw_gaps, draw_intervals, draw_series
 
 
 PROMPT = (

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from demo_data import POINTS, make_records
-from demo_folder import fresh_folder
-from demo_series import SHAPES, draw_intervals
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from llamafactory_ext.toolbox.demo.data import POINTS, make_records
+from llamafactory_ext.toolbox.demo.folder import fresh_folder
+from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals
 
 
 Family = Literal["qwen2", "qwen3"]
