@@ -1,10 +1,11 @@
-"""A run goes on from its last whole checkpoint, after whatever ended it.
+"""A run resumes from its last whole checkpoint, after whatever ended it.
 
 Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.trainers`.
 """
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from llamafactory.extras import logging
 from llamafactory.extras.constants import TRAINER_LOG
 
+from llamafactory_ext.plugin.relevance import this_run_is_ours
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
 
 
@@ -28,16 +30,25 @@ _WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "Pytorch
 
 
 def install(upstream: Any) -> str | None:
-    """Lets a run that goes on by itself go on from the last whole checkpoint."""
+    """Lets a run of ours that resumes by itself do so from the last whole checkpoint."""
     get_last_checkpoint = upstream.get_last_checkpoint
 
     @functools.wraps(get_last_checkpoint)
     def get_last_whole_checkpoint(folder: str) -> str | None:
-        return take_last_whole(folder)
+        if this_run_is_ours():
+            return take_last_whole(folder)
+        found: str | None = get_last_checkpoint(folder)
+        return found
 
     upstream.get_last_checkpoint = get_last_whole_checkpoint
-    torch.serialization.register_package(50, _no_tag, _restore_on_numbered_cpu)
     return "wrapped"
+
+
+@functools.cache
+def name_numbered_cpus() -> None:
+    """Lets ``torch.load`` take ``cpu:0`` for a place: several processes on a CPU read the optimizer to there, a name
+    that torch gives but does not take. For the rest of the process; places that torch knows stay as they are."""
+    torch.serialization.register_package(50, _no_tag, _restore_on_numbered_cpu)
 
 
 def take_last_whole(output_dir: str) -> str | None:
@@ -54,7 +65,7 @@ def take_last_whole(output_dir: str) -> str | None:
 
 
 def choose_checkpoint(output_dir: str, asked: str | bool | None) -> str | bool | None:
-    """Returns what the Trainer is to go on from, for what ``resume_from_checkpoint`` says.
+    """Returns what the Trainer is to resume from, for what ``resume_from_checkpoint`` says.
 
     Raises:
         ValueError: the checkpoint that is asked for is not whole.
@@ -68,21 +79,20 @@ def choose_checkpoint(output_dir: str, asked: str | bool | None) -> str | bool |
     if fault is not None:
         last = last_whole(checkpoint.parent)
         instead = "there is no whole one beside it" if last is None else f"{last} is whole"
-        raise ValueError(f"`resume_from_checkpoint`: {checkpoint} can't be gone on from: {fault}; {instead}.")
+        raise ValueError(f"`resume_from_checkpoint`: {checkpoint} can't be resumed from: {fault}; {instead}.")
     if not any(path.name.startswith(("optimizer", "global_step")) for path in checkpoint.iterdir()):
-        logger.warning_rank0(f"{checkpoint} holds no optimizer (save_only_model?): the run goes on with a fresh one.")
+        logger.warning_rank0(f"{checkpoint} holds no optimizer (save_only_model?): the run resumes with a fresh one.")
     return str(checkpoint)
 
 
 def clear_way(output_dir: str, checkpoint: str | bool | None) -> None:
     """Leaves nothing in the folder that would be taken for this run's own; called by one process, before training.
 
-    A run that starts over keeps the checkpoints of the run before under other names: the next start would go on from
-    them. Lines of ``trainer_log.jsonl`` after the step that is gone on from are taken out; these steps come again.
+    A run that starts over keeps the checkpoints of the run before under other names: the next start would resume
+    from them. Lines of ``trainer_log.jsonl`` after the step to resume from are taken out; these steps come again.
     """
     if checkpoint is None:
         for earlier in checkpoints(Path(output_dir)):
-            shutil.rmtree(earlier.with_name(f"earlier-{earlier.name}"), ignore_errors=True)
             _set_aside(earlier, "earlier", "of the run before, this one starts over")
     rewind_log(Path(output_dir, TRAINER_LOG), step_of(Path(checkpoint)) if isinstance(checkpoint, str) else 0)
 
@@ -110,6 +120,8 @@ def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:
     """Renames a checkpoint. Processes do this at the same time: the one that comes first says so."""
     for number in count(1):
         target = checkpoint.with_name(f"{prefix}-{checkpoint.name}" + (f"-{number}" if number > 1 else ""))
+        if os.path.lexists(target):  # an empty folder would be replaced
+            continue
         try:
             checkpoint.rename(target)
         except FileNotFoundError:
@@ -118,7 +130,7 @@ def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:
             if err.errno not in (ENOTEMPTY, EEXIST):
                 raise
         else:
-            logger.warning(f"{checkpoint} is not gone on from: {why}. It is {target.name} now, and can be deleted.")
+            logger.warning(f"{checkpoint} is not resumed from: {why}. It is {target.name} now, and can be deleted.")
             return
 
 
@@ -150,12 +162,12 @@ def _is_failed_write(err: BaseException | None) -> bool:
 def _told(output_dir: Path, err: Exception) -> str:
     last = last_whole(output_dir)
     free = shutil.disk_usage(output_dir).free / 2**20
-    start = "from the start" if last is None else f"from {last.name}"
+    start = "starts again" if last is None else f"resumes from {last.name}"
     size = "" if last is None else f", a checkpoint takes {_size(last) / 2**20:,.1f} MiB"
     reason = next(iter(str(err).splitlines()), "") or type(err).__name__
     return (
         f"{output_dir} can't be written: {free:,.1f} MiB free{size} ({reason}). Make room, then give the same command "
-        f"again: it goes on {start}. Fewer checkpoints: save_total_limit=2."
+        f"again: it {start}. Fewer checkpoints: save_total_limit=2."
     )
 
 
@@ -168,6 +180,5 @@ def _no_tag(storage: Any) -> None:
 
 
 def _restore_on_numbered_cpu(storage: Any, location: str) -> Any:
-    """Several processes on a CPU read the optimizer to ``cpu:0``, a name that torch gives but does not take."""
     kind, _, number = location.partition(":")
     return storage if kind == "cpu" and number.isdigit() else None

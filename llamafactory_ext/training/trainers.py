@@ -2,7 +2,8 @@
 as published and whole checkpoints; stage ``kto`` with the series that its forward pass would leave out.
 
 Puts subclasses in place of ``CustomSeq2SeqTrainer`` in ``llamafactory.train.sft.workflow`` and ``CustomKTOTrainer`` in
-``llamafactory.train.kto.workflow``. ``dpo`` and ``rm`` hand on what the collator made, series included.
+``llamafactory.train.kto.workflow``; a run that is not ours gets an instance of upstream's own class from them. ``dpo``
+and ``rm`` hand on what the collator made, series included.
 """
 
 import functools
@@ -14,8 +15,9 @@ from llamafactory.train.callbacks import SaveProcessorCallback
 
 from llamafactory_ext.data.template import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
+from llamafactory_ext.plugin.relevance import is_our_run
 from llamafactory_ext.training.event_f1 import EventF1Callback
-from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told
+from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told, name_numbered_cpus
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -30,9 +32,15 @@ def _check_first(dataset: Any, processor: Any) -> None:
 
 def install_sft(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
+    base: Any = upstream.CustomSeq2SeqTrainer
 
-    class SeriesTrainer(upstream.CustomSeq2SeqTrainer):  # type: ignore[misc]
+    class SeriesTrainer(base):  # type: ignore[misc]
         compute_metrics: Any
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls is SeriesTrainer and not is_our_run(kwargs.get("args")):
+                return base(*args, **kwargs)
+            return super().__new__(cls)
 
         def __init__(self, *, finetuning_args: Any, processor: Any, gen_kwargs: Any = None, **kwargs: Any) -> None:
             super().__init__(finetuning_args=finetuning_args, processor=processor, gen_kwargs=gen_kwargs, **kwargs)
@@ -47,6 +55,8 @@ def install_sft(upstream: Any) -> str | None:
             checkpoint = choose_checkpoint(self.args.output_dir, resume_from_checkpoint)
             if self.is_world_process_zero():
                 clear_way(self.args.output_dir, checkpoint)
+            if checkpoint is not None and self.args.world_size > 1 and self.args.device.type == "cpu":
+                name_numbered_cpus()
             with full_disk_told(self.args.output_dir):
                 return super().train(checkpoint, *args, **kwargs)
 
@@ -93,8 +103,14 @@ def install_sft(upstream: Any) -> str | None:
 
 def install_kto(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
+    base: Any = upstream.CustomKTOTrainer
 
-    class SeriesKTOTrainer(upstream.CustomKTOTrainer):  # type: ignore[misc]
+    class SeriesKTOTrainer(base):  # type: ignore[misc]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls is SeriesKTOTrainer and not is_our_run(kwargs.get("args")):
+                return base(*args, **kwargs)
+            return super().__new__(cls)
+
         def forward(self, model: Any, batch: dict[str, Any], prefix: str = "") -> Any:
             """As upstream's, which picks the inputs by name; the same series belong to both prefixes."""
             series = batch.get("timeseries")

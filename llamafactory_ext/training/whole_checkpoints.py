@@ -1,6 +1,6 @@
 """Which checkpoints of a run are whole. Knows the files only, not LLaMA-Factory; checked on transformers 4.57 and 5.6.
 
-The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and goes on from the
+The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and resumes from the
 highest number. A run that is killed meanwhile leaves a folder that looks like a checkpoint. Here one is whole where
 ``trainer_state.json`` can be read and no file of weights or states is cut off. Which files there must be is not asked:
 those of adapters, whole models, DeepSpeed and FSDP differ.

@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on(killed: Path, whole: Path, train: Train, log: pyte
         file.write('{"current_steps": 4, "lo')  # and the writer of the log was killed, too
     train(killed)
     assert_same(killed, whole)
-    assert "checkpoint-4 is not gone on from: no trainer_state.json, which is written last." in log.text
+    assert "checkpoint-4 is not resumed from: no trainer_state.json, which is written last." in log.text
     assert "It is incomplete-checkpoint-4 now" in log.text
     # What is set aside does not count as one of the two checkpoints that are kept.
     assert {path.name for path in killed.iterdir() if path.is_dir()} == {
@@ -149,7 +149,7 @@ def test_a_run_without_a_whole_checkpoint_starts_at_the_start(killed: Path, whol
 
 def test_a_half_checkpoint_that_is_asked_for_is_refused(killed: Path, train: Train) -> None:
     asked = killed / "checkpoint-4"
-    with pytest.raises(ValueError, match=r"can't be gone on from: no trainer_state\.json.*checkpoint-2 is whole"):
+    with pytest.raises(ValueError, match=r"can't be resumed from: no trainer_state\.json.*checkpoint-2 is whole"):
         train(killed, resume_from_checkpoint=str(asked))
     assert asked.is_dir()
 
@@ -189,7 +189,7 @@ def no_room_for_the_optimizer() -> Iterator[Callable[[], None]]:
 def test_a_full_disk_is_told_in_one_line(
     killed: Path, whole: Path, train: Train, no_room_for_the_optimizer: Callable[[], None]
 ) -> None:
-    with pytest.raises(OSError, match=r"out can't be written: .* MiB free.*it goes on from checkpoint-2\.") as caught:
+    with pytest.raises(OSError, match=r"out can't be written: .* MiB free.*it resumes from checkpoint-2\.") as caught:
         train(killed)
     assert "\n" not in str(caught.value)
     assert first_fault(killed / "checkpoint-2") is None and first_fault(killed / "checkpoint-4") is not None
