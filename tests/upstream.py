@@ -93,6 +93,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "train/kto/trainer.py:CustomKTOTrainer",
         "data/collator.py:KTODataCollatorWithPadding",
     ),
+    "llamafactory.launcher:launch": ("launcher.py:launch", "hparams/parser.py:read_args"),
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",
         "api/app.py:run_api",

@@ -76,6 +76,11 @@ def is_other_run(argument: Any) -> bool:
     return any(one is argument for one in _other)
 
 
+def this_run() -> tuple[Any, ...]:
+    """Returns the argument objects of the run that was noted last, where it is ours; else nothing."""
+    return _ours
+
+
 def this_run_is_ours() -> bool:
     """True where the run that was noted last is ours."""
     return bool(_ours)

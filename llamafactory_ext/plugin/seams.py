@@ -200,6 +200,12 @@ SEAMS: tuple[Seam, ...] = (
         _OURS,
     ),
     Seam(
+        "llamafactory.launcher:launch",
+        "llamafactory_ext.plugin.launching:install",
+        "arguments are joined for torchrun and split at blanks, those in paths too; SIGTERM is not handed on to it",
+        f"{_OURS}, started with torchrun",
+    ),
+    Seam(
         "llamafactory.api.app:create_app",
         "llamafactory_ext.serving.api:install_app",
         "bodies of any size are read; faults of their shape are told with the body itself, or end in a 500",

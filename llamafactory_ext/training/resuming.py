@@ -6,25 +6,30 @@ Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is ca
 import functools
 import json
 import os
-import shutil
+import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTEMPTY
+from errno import EDQUOT, EEXIST, EFBIG, ENOMEM, ENOSPC, ENOTEMPTY, EROFS
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from llamafactory.extras import logging
 from llamafactory.extras.constants import TRAINER_LOG
+from transformers import TrainerCallback
 
 from llamafactory_ext.plugin.relevance import this_run_is_ours
+from llamafactory_ext.training.folder import is_finished
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
 
 
 logger = logging.get_logger("llamafactory.ext")
 
-_WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG)
+_WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG, EROFS, ENOMEM)
 # safetensors (Rust) tells the system's error as text; torch.save only that its archive came out wrong.
 _WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "inline_container.cc")
 
@@ -56,7 +61,7 @@ def take_last_whole(output_dir: str) -> str | None:
 
     The new name does not begin with ``checkpoint-``: transformers counts and deletes whatever does.
     """
-    for checkpoint in checkpoints(Path(output_dir)):
+    for checkpoint in checkpoints(Path(output_dir)) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         fault = first_fault(checkpoint)
         if fault is not None:
             _set_aside(checkpoint, "incomplete", fault)
@@ -83,6 +88,48 @@ def choose_checkpoint(output_dir: str, asked: str | bool | None) -> str | bool |
     if not any(path.name.startswith(("optimizer", "global_step")) for path in checkpoint.iterdir()):
         logger.warning_rank0(f"{checkpoint} holds no optimizer (save_only_model?): the run resumes with a fresh one.")
     return str(checkpoint)
+
+
+def require_one_step(checkpoint: str | bool | None) -> None:
+    """Raises ValueError where the processes of a run would resume from different steps: they would wait for ever."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    own = (step_of(Path(checkpoint)) if isinstance(checkpoint, str) else 0, socket.gethostname())
+    found = gather_object([own])
+    if len({step for step, _ in found}) > 1:
+        told = ", ".join(f"process {number} on {host}: step {step}" for number, (step, host) in enumerate(found))
+        raise ValueError(
+            f"The processes resume from different checkpoints ({told}): give them one `output_dir` that all see, or "
+            "copy the newest checkpoint to each machine."
+        )
+
+
+class RefuseNoStep(TrainerCallback):  # type: ignore[misc]
+    """Stops a run that has no step left and its final model already: nothing would be trained."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps:
+            return
+        if is_finished(Path(args.output_dir), state.global_step):
+            raise ValueError(
+                f"{args.output_dir}: this run has ended at step {state.global_step} of {state.max_steps}, no step is "
+                "left. Raise `num_train_epochs` or `max_steps`, set `overwrite_output_dir: true` to start over, or "
+                "name another `output_dir`."
+            )
+        logger.warning_rank0(f"No step is left after {state.global_step}: only the final model is written.")
+
+
+def order_by_step(newest: Path) -> None:
+    """Gives older checkpoints than this one times in the order of their steps, where the clock says otherwise.
+
+    transformers deletes by time: after a clock was set back, that would be the newest.
+    """
+    older = [path for path in checkpoints(newest.parent) if path != newest]
+    times = [path.stat().st_mtime for path in (newest, *older)]
+    if times != sorted(times, reverse=True):
+        for number, path in enumerate(older):
+            os.utime(path, (times[0] - 2 * number - 2,) * 2)
 
 
 def clear_way(output_dir: str, checkpoint: str | bool | None) -> None:
@@ -136,7 +183,7 @@ def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:
 
 @contextmanager
 def full_disk_told(output_dir: str) -> Iterator[None]:
-    """Turns a write that failed into one line: which folder, how much is free, what to do.
+    """Turns a write that failed into one line: which folder, what it lacks, what to do.
 
     Raises:
         OSError: in place of whatever safetensors, torch or Python raised.
@@ -144,14 +191,16 @@ def full_disk_told(output_dir: str) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        if not _is_failed_write(err):
+        if not _is_failed_write(err, output_dir):
             raise
         raise OSError(_told(Path(output_dir), err)) from None
 
 
-def _is_failed_write(err: BaseException | None) -> bool:
+def _is_failed_write(err: BaseException | None, output_dir: str) -> bool:
     while err is not None:
         if isinstance(err, OSError) and err.errno in _WRITE_ERRORS:
+            return True
+        if isinstance(err, PermissionError) and str(err.filename).startswith(output_dir):
             return True
         if any(text in str(err) for text in _WRITE_MESSAGES):
             return True
@@ -161,14 +210,29 @@ def _is_failed_write(err: BaseException | None) -> bool:
 
 def _told(output_dir: Path, err: Exception) -> str:
     last = last_whole(output_dir)
-    free = shutil.disk_usage(output_dir).free / 2**20
     start = "starts again" if last is None else f"resumes from {last.name}"
-    size = "" if last is None else f", a checkpoint takes {_size(last) / 2**20:,.1f} MiB"
     reason = next(iter(str(err).splitlines()), "") or type(err).__name__
-    return (
-        f"{output_dir} can't be written: {free:,.1f} MiB free{size} ({reason}). Make room, then give the same command "
-        f"again: it {start}. Fewer checkpoints: save_total_limit=2."
-    )
+    lack, remedy = _lack(output_dir, last, str(err))
+    return f"{output_dir} can't be written: {lack} ({reason}). {remedy}, then give the same command again: it {start}."
+
+
+def _lack(output_dir: Path, last: Path | None, text: str) -> tuple[str, str]:
+    """Returns what is wrong with the place, and what to do."""
+    if "Cannot allocate memory" in text:
+        return "there is no memory left for this process", "Allow it more"
+    system = os.statvfs(output_dir)
+    if system.f_flag & os.ST_RDONLY or "Read-only file system" in text:
+        return "its file system is read-only", "Make it writable"
+    if "Permission denied" in text or not os.access(output_dir, os.W_OK):
+        return "it may not be written to by this user", "Allow it"
+    if system.f_files and not system.f_favail:
+        return "its file system has no inode free, for all the room", "Delete files of any size"
+    longest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if longest != resource.RLIM_INFINITY and last is not None and _size(last) > longest:
+        return f"a file may have {longest / 2**20:,.1f} MiB here (ulimit -f)", "Allow longer files"
+    free = system.f_bavail * system.f_frsize / 2**20
+    size = "" if last is None else f", a checkpoint takes {_size(last) / 2**20:,.1f} MiB"
+    return f"{free:,.1f} MiB free{size}", "Make room (fewer checkpoints: save_total_limit=2)"
 
 
 def _size(folder: Path) -> int:

@@ -7,6 +7,7 @@ and ``rm`` hand on what the collator made, series included.
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
@@ -16,8 +17,17 @@ from llamafactory.train.callbacks import SaveProcessorCallback
 from llamafactory_ext.data.template import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
 from llamafactory_ext.plugin.relevance import is_our_run
-from llamafactory_ext.training.event_f1 import EventF1Callback
-from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told, name_numbered_cpus
+from llamafactory_ext.training.event_f1 import EventF1Callback, chooses_by_events
+from llamafactory_ext.training.resuming import (
+    RefuseNoStep,
+    choose_checkpoint,
+    clear_way,
+    full_disk_told,
+    name_numbered_cpus,
+    order_by_step,
+    require_one_step,
+)
+from llamafactory_ext.training.stopping import STATUS, StopOnSignal
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -48,17 +58,39 @@ def install_sft(upstream: Any) -> str | None:
             if self.series_processor is not None:  # written by `save_model`; upstream writes it again, after all else
                 self.remove_callback(SaveProcessorCallback)
                 _check_first(self.train_dataset, self.series_processor)
-            if finetuning_args.event_f1_steps is not None and self.args.do_train:
-                self.add_callback(EventF1Callback(self, finetuning_args, gen_kwargs or {}))
+            self.event_f1 = None
+            if self.args.do_train and (finetuning_args.event_f1_steps is not None or chooses_by_events(self.args)):
+                self.event_f1 = EventF1Callback(self, finetuning_args, gen_kwargs or {})
+                self.add_callback(self.event_f1)
+            self.stop_on_signal = StopOnSignal(self)
+            self.add_callback(self.stop_on_signal)
+            self.add_callback(RefuseNoStep())
 
         def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
             checkpoint = choose_checkpoint(self.args.output_dir, resume_from_checkpoint)
+            require_one_step(checkpoint)
             if self.is_world_process_zero():
                 clear_way(self.args.output_dir, checkpoint)
             if checkpoint is not None and self.args.world_size > 1 and self.args.device.type == "cpu":
                 name_numbered_cpus()
-            with full_disk_told(self.args.output_dir):
-                return super().train(checkpoint, *args, **kwargs)
+            try:
+                with full_disk_told(self.args.output_dir):
+                    result = super().train(checkpoint, *args, **kwargs)
+            finally:
+                self.stop_on_signal.release()
+            if self.stop_on_signal.stopped:  # upstream would write what looks like the final model
+                logger.warning_rank0("Not finished: the same command resumes from the checkpoint.")
+                raise SystemExit(STATUS)
+            return result
+
+        def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+            """As upstream's; with event F1 where the best checkpoint is chosen by it."""
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self.event_f1 is not None and self.is_in_train and chooses_by_events(self.args):
+                scores = self.event_f1.measure()
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+                output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+            return output
 
         def _save_rng_state(self, output_dir: str) -> None:
             super()._save_rng_state(output_dir)
@@ -75,6 +107,8 @@ def install_sft(upstream: Any) -> str | None:
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             with full_disk_told(self.args.output_dir):
                 super().save_model(output_dir, _internal_call)
+                if _internal_call and output_dir is not None and self.args.should_save:
+                    order_by_step(Path(output_dir))
                 if self.series_processor is not None and self.args.should_save:
                     # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
                     self.series_processor.save_pretrained(output_dir or self.args.output_dir)

@@ -88,6 +88,10 @@ DIGESTS = {
         "0.9.4": "306abb132d8f03e5",
         "0.9.5": "d8cda73c18baf322",
     },
+    "llamafactory.launcher:launch": {
+        "0.9.4": "7d059532b51866ce",
+        "0.9.5": "aa2be37acddf1f7d",
+    },
     "llamafactory.api.app:create_app": {
         "0.9.4": "0e7c6ff4114a355f",
         "0.9.5": "0e7c6ff4114a355f",
