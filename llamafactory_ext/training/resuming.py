@@ -29,6 +29,7 @@ from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault
 
 logger = logging.get_logger("llamafactory.ext")
 
+_MEASURES_NOTHING = {"current_steps", "total_steps", "epoch", "percentage", "elapsed_time", "remaining_time"}
 _WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG, EROFS, ENOMEM)
 # safetensors (Rust) tells the system's error as text; torch.save only that its archive came out wrong.
 _WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "inline_container.cc")
@@ -145,22 +146,23 @@ def clear_way(output_dir: str, checkpoint: str | bool | None) -> None:
 
 
 def rewind_log(log: Path, step: int) -> None:
-    """Takes lines after ``step``, and one that was cut off, out of ``trainer_log.jsonl``."""
+    """Takes lines after ``step``, one that ended the run, and one that was cut off out of ``trainer_log.jsonl``."""
     if not log.is_file():
         return
     lines = log.read_text("utf-8").splitlines()
-    kept = [line for line in lines if _step_of_line(line) <= step]
+    kept = [line for line in lines if _stays(line, step)]
     if len(kept) < len(lines):
         part = log.with_name(f".{log.name}.part")
         part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         part.replace(log)
 
 
-def _step_of_line(line: str) -> float:
+def _stays(line: str, step: int) -> bool:
     try:
-        return float(json.loads(line)["current_steps"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        entry = json.loads(line)
+        return float(entry["current_steps"]) <= step and not entry.keys() <= _MEASURES_NOTHING
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:

@@ -147,12 +147,10 @@ def test_a_chatts_checkpoint_wants_its_template(parse: Parse, demo: Path, templa
 def test_a_run_that_is_not_ours_has_upstreams_arguments(parse: Parse) -> None:
     from llamafactory.hparams import DataArguments, FinetuningArguments
 
-    _, data_args, training_args, finetuning_args, _ = parse(template="qwen")
+    _, data_args, _, finetuning_args, _ = parse(template="qwen")
     assert (type(data_args), type(finetuning_args)) == (DataArguments, FinetuningArguments)
     assert not hasattr(data_args, "overlong_records") and not hasattr(finetuning_args, "event_f1_steps")
-    with pytest.raises(
-        ValueError, match="`event_f1_steps` is for runs of a ChatTS checkpoint with `template: chatts`"
-    ):
+    with pytest.raises(ValueError, match="`event_f1_steps` is for runs of a ChatTS checkpoint with"):
         parse(template="qwen", event_f1_steps=5)
 
 

@@ -194,7 +194,7 @@ def test_a_full_disk_is_told_in_one_line(
     killed: Path, whole: Path, train: Train, no_room_for_the_optimizer: Callable[[], None]
 ) -> None:
     with pytest.raises(
-        OSError, match=r"out can't be written: a file may have 1\.9 MiB here.*it resumes from checkpoint-2\."
+        OSError, match=r"out can't be written: a file may have 1\.9 MiB.*it resumes from checkpoint-2\."
     ) as caught:
         train(killed)
     assert "\n" not in str(caught.value)
@@ -335,7 +335,7 @@ def parse(recipe: dict[str, Any]) -> Callable[..., Any]:
     [
         ({"learning_rate": 0.5}, "learning_rate 0.005 (here 0.5)"),
         ({"finetuning_type": "lora"}, "finetuning_type full (here lora)"),
-        ({"lora_rank": 16, "seed": 1}, "lora_rank 8 (here 16), seed 42 (here 1)"),
+        ({"lora_rank": 16, "seed": 1}, "lora_alpha 16 (here 32), lora_rank 8 (here 16), seed 42 (here 1)"),
         ({"cutoff_len": 512}, "cutoff_len 4096 (here 512)"),
         ({"dataset": "b"}, "dataset a (here b)"),
     ],
