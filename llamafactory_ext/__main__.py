@@ -75,6 +75,7 @@ def status() -> int:
     for seam in SEAMS:
         kind = "public" if seam.public else "seam"
         print(f"  {kind:7} {seam.target.removeprefix('llamafactory.'):48} {activation.states()[seam.target]}")
+        print(f"{'':10} runs: {seam.runs}")
     print(f"Data formats: {', '.join(formats) or 'none'}. Template: {', '.join(templates) or 'none'}.")
     print("Autoload: in place.")
     print("Off switch: LLAMAFACTORY_EXT=0.")

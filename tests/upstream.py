@@ -47,6 +47,14 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "hparams/parser.py:_EVAL_ARGS",
         "hparams/parser.py:_parse_train_args",
     ),
+    "llamafactory.hparams.parser:_parse_train_args": (
+        "hparams/parser.py:_parse_train_args",
+        "hparams/parser.py:get_train_args",
+    ),
+    "llamafactory.hparams.parser:_parse_infer_args": (
+        "hparams/parser.py:_parse_infer_args",
+        "hparams/parser.py:get_infer_args",
+    ),
     "llamafactory.hparams.parser:get_last_checkpoint": ("hparams/parser.py:get_train_args",),
     "llamafactory.model.loader:_get_init_kwargs": (
         "model/loader.py:_get_init_kwargs",
@@ -89,6 +97,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "train/kto/trainer.py:CustomKTOTrainer",
         "data/collator.py:KTODataCollatorWithPadding",
     ),
+    "llamafactory.launcher:launch": ("launcher.py:launch", "hparams/parser.py:read_args"),
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",
         "api/app.py:run_api",

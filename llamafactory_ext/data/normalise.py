@@ -5,15 +5,21 @@ the times of every CSV file that a record uses: so a changed CSV makes another f
 cached for the old one is used. Times and size, not a hash of the content: that would read every CSV at every start,
 8 GB for 40,000 series. The time of the inode's last change (ctime) is among them, which no tool can set back: a file
 copied over with its old time, or edited twice in a second, is seen as well.
+
+What no entry has used for 30 days is deleted. A use is the file's time of access, which is set for it: that of change
+is part of what datasets knows the file by.
 """
 
 import hashlib
 import os
-import tempfile
+import re
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from llamafactory_ext import __version__
+from llamafactory_ext.files import temporary
 from llamafactory_ext.gdsh.records import MAX_RECORD
 
 
@@ -21,27 +27,44 @@ from llamafactory_ext.gdsh.records import MAX_RECORD
 _DEEP = 4000
 _PIECE = 1 << 20  # bytes
 
+_OURS = re.compile(r"(\.part-.+|.+-[0-9a-f]{16})\.jsonl")
+_KEPT = 30 * 24 * 3600  # seconds
+
 
 def write_lines(lines: Iterable[str], cache: Path, stem: str) -> Path:
     """Writes the lines to ``cache``, under a name that starts with ``stem``; the same lines give the same file."""
     cache.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(__version__.encode())
-    descriptor, temporary = tempfile.mkstemp(dir=cache, suffix=".part")
+    part = temporary(cache, ".jsonl")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("wb") as file:
             for line in lines:
                 data = f"{line}\n".encode()
                 digest.update(data)
                 file.write(data)
         target = cache / f"{stem}-{digest.hexdigest()[:16]}.jsonl"
-        if target.exists():
-            Path(temporary).unlink()
-        else:
-            Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        try:
+            os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
+        except FileNotFoundError:
+            part.replace(target)
+        except PermissionError:  # a cache that is shared, and the file another user's
+            pass
+    finally:
+        part.unlink(missing_ok=True)
+    delete_unused(cache)
     return target
+
+
+def delete_unused(cache: Path) -> None:
+    """Deletes files that are named as ours are, and that were neither used nor written for 30 days."""
+    oldest = time.time() - _KEPT
+    for path in cache.iterdir():
+        if not _OURS.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError):  # another process deletes, too; or it is someone else's
+            state = path.stat()
+            if max(state.st_atime, state.st_mtime) < oldest:
+                path.unlink()
 
 
 def arrow_may_read(source: Path) -> bool:

@@ -11,6 +11,7 @@ Checked with transformers 4.57.6 and 5.6.0.
 from typing import Any
 
 from transformers import PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers.utils import logging
 
 from .limits import check_config
 
@@ -97,10 +98,14 @@ def read_config(path: str, **kwargs: Any) -> Qwen2TSConfig | Qwen3TSConfig | Non
         ValueError: a size, or a name, that no model should be built of.
     """
     hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token") if kwargs.get(key) is not None}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # any checkpoint is asked, and whoever loads it logs this again
     try:
         config_dict, _ = PretrainedConfig.get_config_dict(path, **hub)
     except OSError:  # no such checkpoint: whoever loads it says so better
         return None
+    finally:
+        logging.set_verbosity(verbosity)
     if not isinstance(config_dict.get("ts"), dict):
         return None
     check_config(config_dict, f"{path}/config.json")

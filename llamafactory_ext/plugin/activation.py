@@ -50,12 +50,12 @@ def activate() -> AfterImport:
 
 
 def prepare_restarts() -> None:
-    """Lets torchrun start a run again (``RDZV_ID=…`` and ``MAX_RESTARTS=…``): each start gets a store of its own.
+    """Lets torchrun start a run of ours again (``RDZV_ID=…`` and ``MAX_RESTARTS=…``): each start has its own store.
 
     By default they share torchrun's, where the addresses of those before are still to be found: the new ones wait for
     the dead, gloo for ever (pytorch issue 135712, where this setting is named). Checked on torch 2.11.
     """
-    if "RDZV_ID" in os.environ:
+    if "RDZV_ID" in os.environ and _is_needed():
         os.environ.setdefault(OWN_STORE, "1")
 
 

@@ -1,11 +1,18 @@
-"""Tells from the command line whether a run has a use for the plugin, before LLaMA-Factory can be asked."""
+"""Whether a run is ours: template ``chatts``, or a ChatTS checkpoint. Decided here and nowhere else.
+
+``training.runs`` asks once a run's arguments are parsed, and notes the answer, which lasts until other arguments are
+parsed in this process. What comes before, or apart from it, asks by the command line (:func:`run_needs_plugin`).
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+
+TEMPLATE = "chatts"
 
 OWN_KEYS = (
     "timeseries_sft_lr",
@@ -19,14 +26,74 @@ OWN_KEYS = (
 )
 
 
+_ours: tuple[Any, ...] = ()
+_other: tuple[Any, ...] = ()
+
+
+def is_ours(values: Mapping[str, Any]) -> bool:
+    """True for a run with template ``chatts`` or of a ChatTS checkpoint.
+
+    Arguments:
+        values: a recipe's keys, or LLaMA-Factory's arguments by their names.
+    """
+    return values.get("template") == TEMPLATE or is_chatts_checkpoint(values)
+
+
+def is_chatts_checkpoint(values: Mapping[str, Any]) -> bool:
+    """True where ``model_name_or_path`` has a ``config.json`` with a ``ts`` section.
+
+    Asks no network, which a run that is not ours would have to wait for: of a hub's checkpoints only those in the
+    cache are known. One that is loaded for the first time is recognised when its config is there.
+    """
+    name = str(values.get("model_name_or_path") or "")
+    config: object = Path(name, "config.json")
+    if name and not Path(name).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            config = try_to_load_from_cache(
+                name, "config.json", cache_dir=values.get("cache_dir"), revision=values.get("model_revision")
+            )
+        except HFValidationError:
+            return False
+    return isinstance(config, str | Path) and isinstance(_read(Path(config)).get("ts"), dict)
+
+
+def note_run(ours: bool, *arguments: Any) -> None:
+    """Notes what was found out about the run that has these argument objects."""
+    global _ours, _other
+    _ours, _other = (arguments, ()) if ours else ((), arguments)
+
+
+def is_our_run(argument: Any) -> bool:
+    """True where this argument object belongs to the run that was noted last, and that one is ours."""
+    return any(one is argument for one in _ours)
+
+
+def is_other_run(argument: Any) -> bool:
+    """True where it belongs to the run that was noted last, and that one is not ours."""
+    return any(one is argument for one in _other)
+
+
+def this_run() -> tuple[Any, ...]:
+    """Returns the argument objects of the run that was noted last, where it is ours; else nothing."""
+    return _ours
+
+
+def this_run_is_ours() -> bool:
+    """True where the run that was noted last is ours."""
+    return bool(_ours)
+
+
 def run_needs_plugin(arguments: Sequence[str]) -> bool:
-    """True where a recipe or the command line names the template, one of our keys, or a data set in our formats.
+    """True where the command line or its recipe tells of a run of ours, one of our keys, or a data set in our formats.
 
     Arguments:
         arguments: ``sys.argv``. What can't be read counts as no need: LLaMA-Factory itself will say what is wrong.
     """
     values = _values(arguments)
-    return values.get("template") == "chatts" or any(key in values for key in OWN_KEYS) or _names_own_dataset(values)
+    return any(key in values for key in OWN_KEYS) or _names_own_dataset(values) or is_ours(values)
 
 
 def _values(arguments: Sequence[str]) -> dict[str, object]:
@@ -48,7 +115,7 @@ def _read(path: Path) -> dict[str, object]:
         text = path.read_text(encoding="utf-8")
         # JSON may be indented with tabs, which YAML refuses.
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -29,6 +29,7 @@ from llamafactory_ext.gdsh.readings import UNREADABLE, place, read_answer
 
 _SETTINGS = ("max_new_tokens", "max_length", "repetition_penalty", "eos_token_id", "pad_token_id")
 _IGNORED = -100
+_CHOOSE_BY = ("event_f1", "event_precision", "event_recall")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,13 @@ class Question:
     """Points of its longest series."""
 
 
+def chooses_by_events(training_args: Any) -> bool:
+    """True where ``metric_for_best_model`` is event F1, event precision or event recall."""
+    return str(training_args.metric_for_best_model).removeprefix("eval_") in _CHOOSE_BY
+
+
 class EventF1Callback(TrainerCallback):  # type: ignore[misc]
-    """Measures after every ``event_f1_steps``-th step and after the last one.
+    """Measures after every ``event_f1_steps``-th step and after the last one; by :meth:`measure` at other times.
 
     Raises:
         ValueError: this run can't be measured; the message says what to change.
@@ -65,10 +71,16 @@ class EventF1Callback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.monotonic()
 
+    def measure(self) -> dict[str, float]:
+        """Returns the scores of the model as it is; every process takes part."""
+        return measure(self.trainer, self.questions, self.generation)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.steps is None:  # measured with each evaluation only
+            return
         if state.global_step % self.steps and state.global_step < state.max_steps:
             return
-        scores = measure(self.trainer, self.questions, self.generation)
+        scores = self.measure()
         due = control.should_log  # logging takes it back, and the step's own loss would be left out
         self.trainer.log(scores)
         control.should_log = due

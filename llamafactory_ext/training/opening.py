@@ -13,6 +13,8 @@ from llamafactory.extras import logging
 from llamafactory_ext.model import ChatTSProcessor, read_config
 from llamafactory_ext.model.weights import check_adapter, check_weights
 from llamafactory_ext.plugin.activation import require
+from llamafactory_ext.plugin.relevance import is_other_run
+from llamafactory_ext.training.runs import wrong_template
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -52,6 +54,8 @@ def install_config(upstream: Any) -> str | None:
         if config is None:
             return load_config(model_args)
         require()
+        if is_other_run(model_args):  # a download, whose config was not there when the run became known
+            raise ValueError(wrong_template(model_args.model_name_or_path))
         for adapter in model_args.adapter_name_or_path or ():
             check_adapter(Path(adapter))
         if Path(model_args.model_name_or_path).is_dir() and not model_args.train_from_scratch:

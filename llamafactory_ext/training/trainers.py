@@ -2,10 +2,12 @@
 as published and whole checkpoints; stage ``kto`` with the series that its forward pass would leave out.
 
 Puts subclasses in place of ``CustomSeq2SeqTrainer`` in ``llamafactory.train.sft.workflow`` and ``CustomKTOTrainer`` in
-``llamafactory.train.kto.workflow``. ``dpo`` and ``rm`` hand on what the collator made, series included.
+``llamafactory.train.kto.workflow``; a run that is not ours gets an instance of upstream's own class from them. ``dpo``
+and ``rm`` hand on what the collator made, series included.
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
@@ -14,9 +16,19 @@ from llamafactory.train.callbacks import SaveProcessorCallback
 
 from llamafactory_ext.data.template import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
+from llamafactory_ext.plugin.relevance import is_our_run
 from llamafactory_ext.training.engines import report_known_faults
-from llamafactory_ext.training.event_f1 import EventF1Callback
-from llamafactory_ext.training.resuming import choose_checkpoint, clear_way, full_disk_told
+from llamafactory_ext.training.event_f1 import EventF1Callback, chooses_by_events
+from llamafactory_ext.training.resuming import (
+    RefuseNoStep,
+    choose_checkpoint,
+    clear_way,
+    full_disk_told,
+    name_numbered_cpus,
+    order_by_step,
+    require_one_step,
+)
+from llamafactory_ext.training.stopping import STATUS, StopOnSignal
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -31,9 +43,15 @@ def _check_first(dataset: Any, processor: Any) -> None:
 
 def install_sft(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
+    base: Any = upstream.CustomSeq2SeqTrainer
 
-    class SeriesTrainer(upstream.CustomSeq2SeqTrainer):  # type: ignore[misc]
+    class SeriesTrainer(base):  # type: ignore[misc]
         compute_metrics: Any
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls is SeriesTrainer and not is_our_run(kwargs.get("args")):
+                return base(*args, **kwargs)
+            return super().__new__(cls)
 
         def __init__(self, *, finetuning_args: Any, processor: Any, gen_kwargs: Any = None, **kwargs: Any) -> None:
             super().__init__(finetuning_args=finetuning_args, processor=processor, gen_kwargs=gen_kwargs, **kwargs)
@@ -43,15 +61,39 @@ def install_sft(upstream: Any) -> str | None:
                 _check_first(self.train_dataset, self.series_processor)
                 attention = getattr(self.model.config, "_attn_implementation", None)
                 report_known_faults(attention == "flash_attention_2", self.args.gradient_accumulation_steps)
-            if finetuning_args.event_f1_steps is not None and self.args.do_train:
-                self.add_callback(EventF1Callback(self, finetuning_args, gen_kwargs or {}))
+            self.event_f1 = None
+            if self.args.do_train and (finetuning_args.event_f1_steps is not None or chooses_by_events(self.args)):
+                self.event_f1 = EventF1Callback(self, finetuning_args, gen_kwargs or {})
+                self.add_callback(self.event_f1)
+            self.stop_on_signal = StopOnSignal(self)
+            self.add_callback(self.stop_on_signal)
+            self.add_callback(RefuseNoStep())
 
         def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
             checkpoint = choose_checkpoint(self.args.output_dir, resume_from_checkpoint)
+            require_one_step(checkpoint)
             if self.is_world_process_zero():
                 clear_way(self.args.output_dir, checkpoint)
-            with full_disk_told(self.args.output_dir):
-                return super().train(checkpoint, *args, **kwargs)
+            if checkpoint is not None and self.args.world_size > 1 and self.args.device.type == "cpu":
+                name_numbered_cpus()
+            try:
+                with full_disk_told(self.args.output_dir):
+                    result = super().train(checkpoint, *args, **kwargs)
+            finally:
+                self.stop_on_signal.release()
+            if self.stop_on_signal.stopped:  # upstream would write what looks like the final model
+                logger.warning_rank0("Not finished: the same command resumes from the checkpoint.")
+                raise SystemExit(STATUS)
+            return result
+
+        def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+            """As upstream's; with event F1 where the best checkpoint is chosen by it."""
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self.event_f1 is not None and self.is_in_train and chooses_by_events(self.args):
+                scores = self.event_f1.measure()
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+                output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+            return output
 
         def _save_rng_state(self, output_dir: str) -> None:
             super()._save_rng_state(output_dir)
@@ -68,6 +110,8 @@ def install_sft(upstream: Any) -> str | None:
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
             with full_disk_told(self.args.output_dir):
                 super().save_model(output_dir, _internal_call)
+                if _internal_call and output_dir is not None and self.args.should_save:
+                    order_by_step(Path(output_dir))
                 if self.series_processor is not None and self.args.should_save:
                     # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
                     self.series_processor.save_pretrained(output_dir or self.args.output_dir)
@@ -96,8 +140,14 @@ def install_sft(upstream: Any) -> str | None:
 
 def install_kto(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
+    base: Any = upstream.CustomKTOTrainer
 
-    class SeriesKTOTrainer(upstream.CustomKTOTrainer):  # type: ignore[misc]
+    class SeriesKTOTrainer(base):  # type: ignore[misc]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls is SeriesKTOTrainer and not is_our_run(kwargs.get("args")):
+                return base(*args, **kwargs)
+            return super().__new__(cls)
+
         def forward(self, model: Any, batch: dict[str, Any], prefix: str = "") -> Any:
             """As upstream's, which picks the inputs by name; the same series belong to both prefixes."""
             series = batch.get("timeseries")

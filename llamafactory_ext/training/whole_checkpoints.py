@@ -1,6 +1,6 @@
 """Which checkpoints of a run are whole. Knows the files only, not LLaMA-Factory; checked on transformers 4.57 and 5.6.
 
-The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and goes on from the
+The Trainer writes ``checkpoint-N`` in place, file by file, with ``trainer_state.json`` last, and resumes from the
 highest number. A run that is killed meanwhile leaves a folder that looks like a checkpoint. Here one is whole where
 ``trainer_state.json`` can be read and no file of weights or states is cut off. Which files there must be is not asked:
 those of adapters, whole models, DeepSpeed and FSDP differ.
@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -39,16 +40,29 @@ def last_whole(output_dir: Path) -> Path | None:
     return next((path for path in checkpoints(output_dir) if first_fault(path) is None), None)
 
 
-def first_fault(checkpoint: Path) -> str | None:
-    """Returns what a checkpoint lacks, None where it is whole. Reads heads and ends of files, no weights."""
-    return next(_faults(checkpoint), None)
+def first_fault(checkpoint: Path, deep: bool = True) -> str | None:
+    """Returns what a checkpoint lacks, None where it is whole. Reads heads and ends of files, no weights.
+
+    Arguments:
+        deep: folders in it are looked at, too. An output folder, which is written in the same order, has others in it.
+    """
+    return next(_faults(checkpoint, "rglob" if deep else "glob"), None)
 
 
-def _faults(checkpoint: Path) -> Iterator[str]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a file; an empty one where there is none, or it can't be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _faults(checkpoint: Path, look: str) -> Iterator[str]:
     if not (checkpoint / WRITTEN_LAST).is_file():
         yield f"no {WRITTEN_LAST}, which is written last"
         return
-    for path in sorted(checkpoint.rglob("*")):
+    for path in sorted(getattr(checkpoint, look)("*")):
         if path.is_file() and _is_cut_off(path):
             yield f"{path.relative_to(checkpoint)} is cut off at {path.stat().st_size:,} bytes"
         elif path.name.endswith(_INDEX):

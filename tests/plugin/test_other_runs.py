@@ -1,12 +1,17 @@
 """What does not need the plugin runs as if it were not there; what only brushes it works too."""
 
+import hashlib
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Gdsh, annotation, log_history, run_cli
+import upstream
+from conftest import ROOT, Gdsh, annotation, log_history, run_cli
+from test_text_runs import write_text_data
 
 
 RECIPE = {
@@ -56,22 +61,108 @@ def plain_qwen2(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {"dataset": "tasks"},
+    "pt": {"dataset": "tasks", "cutoff_len": 64},
+    "kto": {"dataset": "tagged"},
+    "dpo": {"dataset": "pairs"},
+    "rm": {"dataset": "pairs"},
+}
+# Each stage in a fork of one process that has imported LLaMA-Factory: a run, one that starts over in its folder, and
+# one that resumes. What it prints goes into a file.
+TRAIN = """
+import json, os, sys, torch
+from llamafactory.train.tuner import run_exp
+from transformers import Trainer
+torch.set_num_threads(1)
+train = Trainer.train
+
+def train_and_tell(self, *args, **kwargs):
+    objects = [self, self.args, self.finetuning_args, self.data_collator]
+    names = [[f"{one.__module__}.{one.__qualname__}" for one in type(x).__mro__] for x in objects]
+    print(json.dumps({"classes": names, "keys": sorted(vars(self.finetuning_args)), "packages": packages()}))
+    return train(self, *args, **kwargs)
+
+def packages():
+    return len(torch.serialization._package_registry)
+
+Trainer.train = train_and_tell
+for stage, recipe in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        os.mkdir(stage)
+        os.chdir(stage)
+        out = os.open("log.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1), os.dup2(out, 2)
+        run_exp(dict(recipe))
+        for name in ("earlier-checkpoint-2", "incomplete-checkpoint-2"):
+            os.mkdir(f"out/{name}")
+            open(f"out/{name}/notes.txt", "w").close()
+        run_exp({**recipe, "overwrite_output_dir": True, "learning_rate": 0.02})
+        try:
+            run_exp({**recipe, "max_steps": 3})
+        except Exception as err:  # stage rm says itself that it can't be resumed so
+            print(repr(err)[:200])
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(stage)
+print("llamafactory_ext.plugin.activation" in sys.modules)
+"""
+
+
+def train_texts(folder: Path, state: str, data: Path, *options: str, **environment: str) -> dict[str, Any]:
+    """Runs every stage in ``folder/work``; returns what each left there, and what it logged."""
+    common = {"model_name_or_path": str(data / "model"), "dataset_dir": str(data), "template": "empty"}
+    common |= {"save_steps": 2, "max_steps": 2, "disable_tqdm": True, "cache_dir": str(folder / "work" / "cache")}
+    recipes = {stage: {**RECIPE, **common, "stage": stage, **keys} for stage, keys in STAGES.items()}
+    work = folder / "work"
+    work.mkdir()
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    code = f"import sys; sys.path += [path for path in {packages!r} if path not in sys.path]\n{TRAIN}"
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+    done = upstream.run([sys.executable, *options, "-c", code, json.dumps(recipes)], work, **environment)
+    logs = "".join(path.read_text("utf-8")[-3000:] for path in work.glob("*/log.txt"))
+    assert done.returncode == 0, done.stderr[-3000:] + logs
+    assert done.stdout.strip() == str(state == "on")
+    found: dict[str, Any] = {"files": sorted(str(path.relative_to(work)) for path in work.rglob("*"))}
+    for path in sorted(work.rglob("*")):
+        if path.suffix in (".safetensors", ".arrow"):
+            found[str(path.relative_to(work))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix in (".txt", ".json", ".jsonl", ".md"):
+            lines = path.read_text("utf-8").splitlines()
+            found[str(path.relative_to(work))] = [without_times(line) for line in lines]
+    work.rename(folder / state)
+    return found
+
+
+def without_times(line: str) -> str:
+    """A line of a log or a file without what is another one each time: dates, durations and rates, places."""
+    line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(,\d+)?|\d:\d\d:\d\d(\.\d+)?|0x[0-9a-f]+", "…", line)
+    line = re.sub(r"('?\"?\w*(time|per_second|runtime)\w*\"?'?\s*[:=])\s*\S+", r"\1…", line)
+    return re.sub(r"[\d.,]+(ms|s| examples/s| tokens/s)\b", "…", line)
+
+
+def test_other_models_train_as_without_the_plugin(plain_qwen2: Path, demo: Path, tmp_path: Path) -> None:
+    """On, switched off or absent: the same classes, log lines, files, names and weights, whatever lies there."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write_text_data(data, demo / "model")
+    shutil.copytree(plain_qwen2, data / "model", dirs_exist_ok=True)
+    absent = train_texts(tmp_path, "absent", data, "-S")
+    off = train_texts(tmp_path, "off", data, LLAMAFACTORY_EXT="0")
+    on = train_texts(tmp_path, "on", data)
+    assert {"sft/out/checkpoint-3", "sft/out/earlier-checkpoint-2/notes.txt"} <= set(absent["files"])
+    for found in (off, on):
+        assert found.keys() == absent.keys()
+        assert {key: value for key, value in found.items() if value != absent[key]} == {}
+
+
 def losses(cwd: Path, recipe: dict[str, Any], **environment: str) -> list[float]:
     cwd.mkdir()
     (cwd / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     run = run_cli("train", "recipe.yaml", cwd=cwd, **environment)
     assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
     return [entry["loss"] for entry in log_history(cwd / "out") if "loss" in entry]
-
-
-def test_another_model_and_template_train_as_without_the_plugin(
-    text_data: Path, plain_qwen2: Path, tmp_path: Path
-) -> None:
-    recipe = {**RECIPE, "model_name_or_path": str(plain_qwen2), "dataset_dir": str(text_data), "template": "qwen"}
-    with_plugin = losses(tmp_path / "on", recipe)
-    without = losses(tmp_path / "off", recipe, LLAMAFACTORY_EXT="0")
-    assert len(with_plugin) == 4
-    assert with_plugin == without
 
 
 def test_text_beside_series(text_data: Path, demo: Path, tmp_path: Path) -> None:

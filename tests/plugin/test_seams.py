@@ -42,6 +42,14 @@ DIGESTS = {
         "0.9.4": "6388ffe40269e610",
         "0.9.5": "f9e196d12a5a1169",
     },
+    "llamafactory.hparams.parser:_parse_train_args": {
+        "0.9.4": "08590743a3b81459",
+        "0.9.5": "ef9fdbc52e2e2de9",
+    },
+    "llamafactory.hparams.parser:_parse_infer_args": {
+        "0.9.4": "d4663896ebe97747",
+        "0.9.5": "d4663896ebe97747",
+    },
     "llamafactory.hparams.parser:get_last_checkpoint": {
         "0.9.4": "f657fbf1afd35cdf",
         "0.9.5": "6649fbb8bc7fba53",
@@ -81,6 +89,10 @@ DIGESTS = {
     "llamafactory.train.kto.workflow:CustomKTOTrainer": {
         "0.9.4": "306abb132d8f03e5",
         "0.9.5": "d8cda73c18baf322",
+    },
+    "llamafactory.launcher:launch": {
+        "0.9.4": "7d059532b51866ce",
+        "0.9.5": "aa2be37acddf1f7d",
     },
     "llamafactory.api.app:create_app": {
         "0.9.4": "0e7c6ff4114a355f",

@@ -1,5 +1,6 @@
 """The package's YAML keys go through LLaMA-Factory's own parser, and their bad values are told there."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,60 @@ def test_inference_accepts_the_same_recipe() -> None:
     keys = {"overlong_records": "drop", "timeseries_sft_lr": 1e-5, "train_timeseries_modules": True}
     _, data_args, finetuning_args, _ = get_infer_args({"model_name_or_path": "none", "template": "chatts", **keys})
     assert (data_args.overlong_records, finetuning_args.timeseries_sft_lr) == ("drop", 1e-5)
+
+
+def test_evaluation_that_would_answer_everything_is_refused(parse: Parse) -> None:
+    with pytest.raises(ValueError, match="`predict_with_generate` does not go with `eval_strategy` while training"):
+        parse(predict_with_generate=True, eval_strategy="steps", eval_dataset="none")
+    parse(predict_with_generate=True, eval_dataset="none")
+
+
+# --- runs that are not ours, and checkpoints with another template ---
+
+
+@pytest.mark.parametrize("template", ["qwen", None])
+def test_a_chatts_checkpoint_wants_its_template(parse: Parse, demo: Path, template: str | None) -> None:
+    from llamafactory.hparams import get_infer_args
+
+    model = str(demo / "model")
+    with pytest.raises(ValueError, match=r"model is a ChatTS checkpoint.*: set `template: chatts`\.$"):
+        parse(model_name_or_path=model, template=template)
+    with pytest.raises(ValueError, match=r"model is a ChatTS checkpoint.*: set `template: chatts`\.$"):
+        get_infer_args({"model_name_or_path": model, "template": template})
+    parse(model_name_or_path=model, template=template, stage="pt")
+
+
+def test_a_run_that_is_not_ours_has_upstreams_arguments(parse: Parse) -> None:
+    from llamafactory.hparams import DataArguments, FinetuningArguments
+
+    _, data_args, _, finetuning_args, _ = parse(template="qwen")
+    assert (type(data_args), type(finetuning_args)) == (DataArguments, FinetuningArguments)
+    assert not hasattr(data_args, "overlong_records") and not hasattr(finetuning_args, "event_f1_steps")
+    with pytest.raises(ValueError, match="`event_f1_steps` is for runs of a ChatTS checkpoint with"):
+        parse(template="qwen", event_f1_steps=5)
+
+
+def test_the_trainer_of_a_run_that_is_not_ours_is_upstreams(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory.train.kto import workflow as kto
+    from llamafactory.train.sft import workflow as sft
+
+    for trainer in (sft.CustomSeq2SeqTrainer, kto.CustomKTOTrainer):
+        (base,) = trainer.__bases__
+        monkeypatch.setattr(base, "__init__", lambda self, **kwargs: None)
+        args = parse(template="qwen")[2]
+        assert type(trainer(args=args)) is base
+        assert isinstance(trainer.__new__(trainer, args=parse()[2]), trainer)
+
+
+def test_an_adapter_on_top_of_another_one_is_not_used_alone(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    from llamafactory.hparams import get_infer_args
+
+    upper = tmp_path / "upper" / "checkpoint-4"
+    upper.mkdir(parents=True)
+    record = {"model": {"adapter_name_or_path": {"lower": {}}}, "method": {"create_new_adapter": True}}
+    (tmp_path / "upper" / "chatts_run.json").write_text(json.dumps(record))
+    keys = {"model_name_or_path": "none", "template": "chatts"}
+    get_infer_args({**keys, "adapter_name_or_path": f"lower,{upper}"})
+    assert "on top of" not in log.text
+    get_infer_args({**keys, "adapter_name_or_path": str(upper)})
+    assert f"{upper} was trained on top of adapter lower, which is not named here" in log.text

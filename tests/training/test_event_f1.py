@@ -188,3 +188,12 @@ def test_a_batch_answers_what_its_records_do(demo: Path, data: Path, tokenise: C
         alone.append(run["tokenizer"].decode(output[0, ids.shape[1] :], skip_special_tokens=True))
         assert not torch.equal(turned, output)  # or the series would not matter here
     assert together == alone
+
+
+def test_the_best_checkpoint_is_chosen_by_event_f1(train: Train) -> None:
+    keys = {"eval_dataset": "b", "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    keys |= {"load_best_model_at_end": True, "metric_for_best_model": "event_f1", "max_new_tokens": 8, "max_steps": 4}
+    output = train("cpu_demo", "best", **keys)
+    state = json.loads((output / "trainer_state.json").read_text())
+    scores = [entry["eval_event_f1"] for entry in state["log_history"] if "eval_event_f1" in entry]
+    assert len(scores) == 2 and state["best_metric"] == max(scores)

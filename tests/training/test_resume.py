@@ -3,9 +3,12 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +18,9 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Gdsh, annotation, answer, log_history, start_cli
+from conftest import ROOT, Gdsh, annotation, answer, cli_environment, log_history, start_cli
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from llamafactory_ext.training.resuming import choose_checkpoint, full_disk_told, rewind_log, take_last_whole
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole
@@ -131,7 +135,7 @@ def test_a_killed_run_goes_on(killed: Path, whole: Path, train: Train, log: pyte
         file.write('{"current_steps": 4, "lo')  # and the writer of the log was killed, too
     train(killed)
     assert_same(killed, whole)
-    assert "checkpoint-4 is not gone on from: no trainer_state.json, which is written last." in log.text
+    assert "checkpoint-4 is not resumed from: no trainer_state.json, which is written last." in log.text
     assert "It is incomplete-checkpoint-4 now" in log.text
     # What is set aside does not count as one of the two checkpoints that are kept.
     assert {path.name for path in killed.iterdir() if path.is_dir()} == {
@@ -149,7 +153,7 @@ def test_a_run_without_a_whole_checkpoint_starts_at_the_start(killed: Path, whol
 
 def test_a_half_checkpoint_that_is_asked_for_is_refused(killed: Path, train: Train) -> None:
     asked = killed / "checkpoint-4"
-    with pytest.raises(ValueError, match=r"can't be gone on from: no trainer_state\.json.*checkpoint-2 is whole"):
+    with pytest.raises(ValueError, match=r"can't be resumed from: no trainer_state\.json.*checkpoint-2 is whole"):
         train(killed, resume_from_checkpoint=str(asked))
     assert asked.is_dir()
 
@@ -189,7 +193,9 @@ def no_room_for_the_optimizer() -> Iterator[Callable[[], None]]:
 def test_a_full_disk_is_told_in_one_line(
     killed: Path, whole: Path, train: Train, no_room_for_the_optimizer: Callable[[], None]
 ) -> None:
-    with pytest.raises(OSError, match=r"out can't be written: .* MiB free.*it goes on from checkpoint-2\.") as caught:
+    with pytest.raises(
+        OSError, match=r"out can't be written: a file may have 1\.9 MiB.*it resumes from checkpoint-2\."
+    ) as caught:
         train(killed)
     assert "\n" not in str(caught.value)
     assert first_fault(killed / "checkpoint-2") is None and first_fault(killed / "checkpoint-4") is not None
@@ -239,9 +245,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(err: BaseException, tmp_path
 )
 def test_failed_writes_are_told_in_one_line(err: Exception, tmp_path: Path) -> None:
     with (
-        pytest.raises(
-            OSError, match=r"can't be written: .* MiB free \(.*\)\. .*it goes on from the start\."
-        ) as caught,
+        pytest.raises(OSError, match=r"can't be written: .* MiB free \(.*\)\. .*it starts again\.") as caught,
         full_disk_told(str(tmp_path)),
     ):
         raise err
@@ -273,7 +277,7 @@ def test_a_checkpoint_that_another_process_renamed_is_passed_over(
     (tmp_path / "checkpoint-4").mkdir()
     monkeypatch.setattr(Path, "rename", gone)
     assert take_last_whole(str(tmp_path)) is None
-    assert "not gone on from" not in log.text
+    assert "not resumed from" not in log.text
 
 
 def test_what_is_set_aside_again_gets_the_next_number(tmp_path: Path) -> None:
@@ -303,6 +307,183 @@ def test_what_may_be_asked_for(whole: Path, tmp_path: Path, log: pytest.LogCaptu
     assert "holds no optimizer" not in log.text
     with pytest.raises(ValueError, match="there is no such folder; there is no whole one beside it"):
         choose_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-9"))
+
+
+# --- a folder belongs to one run ---
+
+
+@pytest.fixture
+def begun(whole: Path, tmp_path: Path) -> Path:
+    """What a run that has ended leaves."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+@pytest.fixture
+def parse(recipe: dict[str, Any]) -> Callable[..., Any]:
+    """LLaMA-Factory's own parser; takes an output folder and keys."""
+
+    def run(output: Path, **keys: Any) -> Any:
+        from llamafactory.hparams import get_train_args
+
+        return get_train_args({**recipe, "output_dir": str(output), **keys})
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate 0.005 (here 0.5)"),
+        ({"finetuning_type": "lora"}, "finetuning_type full (here lora)"),
+        ({"lora_rank": 16, "seed": 1}, "lora_alpha 16 (here 32), lora_rank 8 (here 16), seed 42 (here 1)"),
+        ({"cutoff_len": 512}, "cutoff_len 4096 (here 512)"),
+        ({"dataset": "b"}, "dataset a (here b)"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(
+    begun: Path, parse: Callable[..., Any], keys: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"out holds a run with {told}: set `overwrite_output_dir")) as err:
+        parse(begun, **keys)
+    assert "\n" not in str(err.value)
+    parse(begun, overwrite_output_dir=True, **keys)
+
+
+def test_other_content_of_the_data_is_refused(begun: Path, parse: Callable[..., Any], recipe: dict[str, Any]) -> None:
+    path = Path(recipe["dataset_dir"], "json", "a.json")
+    text = path.read_text("utf-8")
+    try:
+        path.write_text(text + " ", "utf-8")
+        with pytest.raises(ValueError, match="out holds a run with dataset a of other content: "):
+            parse(begun)
+    finally:
+        path.write_text(text, "utf-8")
+    parse(begun)
+
+
+def test_what_may_differ_is_logged(begun: Path, parse: Callable[..., Any], log: pytest.LogCaptureFixture) -> None:
+    parse(begun, max_steps=6, save_steps=3)
+    assert "begun: max_steps 4 (here 6), save_steps 2 (here 3)." in log.text
+
+
+def test_a_folder_with_checkpoints_of_unknown_origin(
+    begun: Path, parse: Callable[..., Any], log: pytest.LogCaptureFixture
+) -> None:
+    (begun / "chatts_run.json").unlink()
+    parse(begun, learning_rate=0.5)
+    assert "holds checkpoints and no chatts_run.json" in log.text
+
+
+def test_a_folder_without_a_result_is_free(begun: Path, parse: Callable[..., Any]) -> None:
+    """What failed before its first checkpoint may be changed and tried again."""
+    for path in [*begun.glob("checkpoint-*"), *begun.glob("*.safetensors")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    parse(begun, learning_rate=0.5)
+
+
+def test_a_run_without_a_step_left_stops(begun: Path, train: Train) -> None:
+    before = {path: path.stat().st_mtime_ns for path in begun.rglob("*.safetensors")}
+    with pytest.raises(ValueError, match=r"this run has ended at step 4 of 4, no step is left\. Raise"):
+        train(begun)
+    assert {path: path.stat().st_mtime_ns for path in begun.rglob("*.safetensors")} == before
+
+
+def test_a_run_that_was_killed_before_its_final_model_gets_it(begun: Path, whole: Path, train: Train) -> None:
+    (begun / "trainer_state.json").unlink()
+    cut(begun / "model.safetensors")
+    train(begun)
+    assert_same(begun, whole)
+
+
+def test_two_runs_in_one_folder(begun: Path, parse: Callable[..., Any]) -> None:
+    import socket
+
+    from llamafactory_ext.training import folder
+
+    (ready, tell), (wait, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        folder.lock(begun)
+        os.write(tell, b"x")
+        os.close(end)
+        os.read(wait, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    try:
+        told = f"out is in use by process {child} on host {socket.gethostname()}: wait"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            parse(begun, overwrite_output_dir=True)
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+    parse(begun)
+
+
+def test_rotation_goes_by_step(tmp_path: Path) -> None:
+    from transformers import trainer_utils
+
+    from llamafactory_ext.training.resuming import order_by_step
+
+    now = time.time()
+    for step, hours in ((8, 5), (10, 6), (12, 0)):  # the clock was set back before step 12
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{step}", (now + 3600 * hours,) * 2)
+    order_by_step(tmp_path / "checkpoint-12")
+    rotate = getattr(trainer_utils, "rotate_checkpoints", None)  # transformers 4 has it in the Trainer
+    if rotate is not None:
+        rotate(str(tmp_path), save_total_limit=2, use_mtime=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12"]
+    times = [(tmp_path / f"checkpoint-{step}").stat().st_mtime for step in (10, 12)]
+    assert times[1] - times[0] >= 1
+
+
+STEPS = """
+import os
+from accelerate import PartialState
+PartialState(cpu=True)
+from llamafactory_ext.training.resuming import require_one_step
+require_one_step("out/checkpoint-4")
+try:
+    require_one_step("out/checkpoint-4" if os.environ["RANK"] == "0" else None)
+except ValueError as err:
+    print(err)
+"""
+
+
+def test_processes_that_resume_from_different_steps_stop(tmp_path: Path) -> None:
+    (tmp_path / "steps.py").write_text(STEPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641"]
+    done = subprocess.run(
+        [*command, "steps.py"], cwd=tmp_path, env=cli_environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("The processes resume from different")]
+    assert len(lines) == 2 and all("step 4, process 1 on " in line and ": step 0)" in line for line in lines)
+
+
+# --- a signal to end ---
+
+
+class Terminate(TrainerCallback):  # type: ignore[misc]
+    """Sends SIGTERM in the middle of step 3."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_and_ends_unfinished(recipe: dict[str, Any], whole: Path, train: Train, tmp_path: Path) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        run_exp({**recipe, "output_dir": str(output)}, callbacks=[Terminate()])
+    assert ended.value.code == 143
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-3", "checkpoint-2"]
+    assert not (output / "model.safetensors").exists() and not (output / "trainer_state.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(output)
+    assert_same(output, whole)
 
 
 SLOW_SECOND_PROCESS = """
@@ -338,3 +519,31 @@ def test_torchrun_starts_again_what_was_killed(recipe: dict[str, Any], tmp_path:
     for checkpoint in checkpoints(output):
         times = {path.name: path.stat().st_mtime_ns for path in checkpoint.iterdir()}
         assert times["trainer_state.json"] >= times["rng_state_1.pth"]
+
+
+def test_sigterm_to_several_processes_in_a_folder_with_a_blank(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Sent to the command alone. All save one checkpoint, none starts again, the same command resumes."""
+    folder = tmp_path / "mit Leerzeichen 数据"
+    folder.mkdir()
+    (folder / "a recipe.yaml").write_text(json.dumps({**recipe, "max_steps": 2000, "save_steps": 1000}))
+    command = ["train", str(folder / "a recipe.yaml"), f"output_dir={folder / 'out put'}"]
+    output, text = folder / "out put", folder / "log.txt"
+    environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "PYTHONPATH": str(ROOT)}
+    process = start_cli(*command, cwd=tmp_path, log=text, **environment)
+    try:
+        log = output / "trainer_log.jsonl"
+        while process.poll() is None and not log.exists():
+            time.sleep(0.05)
+        assert process.poll() is None, text.read_text()[-4000:]
+        process.terminate()
+        assert process.wait(timeout=300) != 0
+        (saved,) = checkpoints(output)
+        assert first_fault(saved) is None and "Asked to end (SIGTERM)" in text.read_text()
+        assert not (output / "model.safetensors").exists()
+        step = int(saved.name.rpartition("-")[2])
+        again = start_cli(*command, f"max_steps={step + 1}", cwd=tmp_path, log=text, **environment)
+        assert again.wait(timeout=300) == 0, text.read_text()[-4000:]
+        assert log_history(output)[-1]["step"] == step + 1
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
