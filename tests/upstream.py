@@ -43,6 +43,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "hparams/parser.py:_EVAL_ARGS",
         "hparams/parser.py:_parse_train_args",
     ),
+    "llamafactory.hparams.parser:_verify_model_args": (
+        "hparams/parser.py:_verify_model_args",
+        "hparams/parser.py:get_train_args",
+        "hparams/parser.py:get_infer_args",
+        "hparams/parser.py:get_eval_args",
+    ),
     "llamafactory.hparams.parser:get_last_checkpoint": ("hparams/parser.py:get_train_args",),
     "llamafactory.model.loader:_get_init_kwargs": (
         "model/loader.py:_get_init_kwargs",

@@ -99,6 +99,12 @@ SEAMS: tuple[Seam, ...] = (
         "the argument classes are a fixed list; unknown YAML keys are refused",
     ),
     Seam(
+        "llamafactory.hparams.parser:_verify_model_args",
+        "llamafactory_ext.training.opening:install_parsed_trust",
+        "the web UI always asks for `trust_remote_code`, and a checkpoint need not say that it is one of ChatTS",
+        ("model_args", "data_args", "finetuning_args"),
+    ),
+    Seam(
         "llamafactory.hparams.parser:get_last_checkpoint",
         "llamafactory_ext.training.resuming:install",
         "upstream goes on from the highest number, though the run was killed while that checkpoint was written",

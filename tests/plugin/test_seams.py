@@ -40,6 +40,10 @@ DIGESTS = {
         "0.9.4": "6388ffe40269e610",
         "0.9.5": "f9e196d12a5a1169",
     },
+    "llamafactory.hparams.parser:_verify_model_args": {
+        "0.9.4": "a1fe0b408191ad78",
+        "0.9.5": "8741ef431f10cab3",
+    },
     "llamafactory.hparams.parser:get_last_checkpoint": {
         "0.9.4": "f657fbf1afd35cdf",
         "0.9.5": "6649fbb8bc7fba53",
