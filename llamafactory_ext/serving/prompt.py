@@ -15,7 +15,7 @@ from llamafactory.data import Role
 from llamafactory.extras import logging
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
-from llamafactory_ext.gdsh import refuse_control_tokens
+from llamafactory_ext.gdsh import refuse_control_tokens, unescaped
 from llamafactory_ext.series import MARKER, FloatArray
 from llamafactory_ext.serving.sources import SourceError, read_source
 
@@ -153,12 +153,13 @@ def _check_prompt(prompt: Prompt, engine: Any) -> None:
     request, messages = prompt.request, list(prompt.request.messages)
     system = messages.pop(0).content if messages[0].role.value == "system" else None
     tools = json.dumps([tool.function.model_dump() for tool in request.tools or []], ensure_ascii=False)
-    if "<ts>" in f"{system}{tools}" or "<ts/>" in f"{system}{tools}":
+    around = unescaped(f"{system}{tools}")
+    if "<ts>" in around or "<ts/>" in around:
         raise SourceError(
             f"found <ts> in a message by system or in a tool; expected {MARKER} in messages by user only"
         )
     try:
-        refuse_control_tokens(f"{system}{tools}")
+        refuse_control_tokens(around)
         turns = engine.template.mm_plugin.process_messages(
             [_turn(message) for message in messages], [], [], prompt.series, engine.processor
         )
