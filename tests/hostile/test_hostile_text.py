@@ -234,7 +234,7 @@ def escaped(draw: Any) -> str:
     return "".join(spelt(char) if char != "\\" else "\\\\" for char in text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None)
 @given(value=escaped(), place=st.sampled_from(["function", "arguments as text", "tools", "user", "observation"]))
 def test_no_spelling_becomes_a_token(value: str, place: str, engine: Any, qwen_tokenizer: Any) -> None:
     """What the template writes holds its own tokens alone, or nothing is written."""
