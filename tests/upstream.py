@@ -94,20 +94,15 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",
         "api/app.py:run_api",
-        "api/protocol.py:ChatCompletionRequest",
-    ),
-    "llamafactory.api.app:create_chat_completion_response": (
         "api/chat.py:create_chat_completion_response",
+        "api/chat.py:create_stream_chat_completion_response",
         "api/chat.py:_process_request",
-        "api/protocol.py:MultimodalInputItem",
+        "api/protocol.py:ChatCompletionRequest",
         "api/protocol.py:ChatMessage",
+        "api/protocol.py:MultimodalInputItem",
         "api/common.py:SAFE_MEDIA_PATH",
         "api/common.py:ALLOW_LOCAL_FILES",
-    ),
-    "llamafactory.api.app:create_stream_chat_completion_response": (
-        "api/chat.py:create_stream_chat_completion_response",
-        "chat/hf_engine.py:HuggingfaceEngine._stream_chat",
-        "chat/hf_engine.py:HuggingfaceEngine._process_args",
+        "chat/hf_engine.py:HuggingfaceEngine",
     ),
     "llamafactory.chat.chat_model:run_chat": ("chat/chat_model.py:run_chat", "chat/chat_model.py:ChatModel"),
 }

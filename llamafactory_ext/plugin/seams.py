@@ -165,20 +165,9 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "llamafactory.api.app:create_app",
         "llamafactory_ext.serving.api:install_app",
-        "bodies of any size are read; faults of their shape are told with the body itself, or end in a 500",
+        "audio is sound or an address; what is wrong ends in a 500, or in a stream that waits for ever; any web page "
+        "may ask; bodies of any size are read, before the key; a client that leaves is answered to the end",
         ("chat_model",),
-    ),
-    Seam(
-        "llamafactory.api.app:create_chat_completion_response",
-        "llamafactory_ext.serving.api:install_answers",
-        "upstream reads audio from sound files and addresses; a series that is wrong would end in a 500",
-        ("request", "chat_model"),
-    ),
-    Seam(
-        "llamafactory.api.app:create_stream_chat_completion_response",
-        "llamafactory_ext.serving.api:install_streams",
-        "the same in streams, where a fault came after the 200, or left the server waiting for ever",
-        ("request", "chat_model"),
     ),
     Seam(
         "llamafactory.chat.chat_model:run_chat",

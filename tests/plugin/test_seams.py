@@ -85,16 +85,8 @@ DIGESTS = {
         "0.9.5": "d8cda73c18baf322",
     },
     "llamafactory.api.app:create_app": {
-        "0.9.4": "0e7c6ff4114a355f",
-        "0.9.5": "0e7c6ff4114a355f",
-    },
-    "llamafactory.api.app:create_chat_completion_response": {
-        "0.9.4": "4a8fa96b49ac5250",
-        "0.9.5": "440b398912ddb91e",
-    },
-    "llamafactory.api.app:create_stream_chat_completion_response": {
-        "0.9.4": "fdc971635292f0a6",
-        "0.9.5": "fdc971635292f0a6",
+        "0.9.4": "fee0ffb3fcee2e0a",
+        "0.9.5": "cd3d653cbc466ee3",
     },
     "llamafactory.chat.chat_model:run_chat": {
         "0.9.4": "a65ccf90f8a1db58",
