@@ -1,6 +1,8 @@
 """Files that appear whole: written under a temporary name, then renamed."""
 
+import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,3 +42,35 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for ``open``: what it makes is its owner's alone from the first moment on, and no link is followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def private_folder(folder: Path) -> Path:
+    """Returns a folder of this user alone, made where it is missing: what lies in it was put there by nobody else.
+
+    Raises:
+        PermissionError: it is another user's, a link, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is a link, another user's, or others may write to it; name another cache")
+    return folder
+
+
+def holds(path: Path, digest: str, start: bytes = b"") -> bool:
+    """True for a regular file whose content, behind ``start``, has this SHA-256 digest (hexadecimal)."""
+    found = hashlib.sha256(start)
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                found.update(piece)
+    except OSError:
+        return False
+    return found.hexdigest() == digest

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llamafactory_ext import __version__
+from llamafactory_ext.files import holds, private_folder
 from llamafactory_ext.gdsh.records import MAX_RECORD
 
 
@@ -24,7 +25,7 @@ _PIECE = 1 << 20  # bytes
 
 def write_lines(lines: Iterable[str], cache: Path, stem: str) -> Path:
     """Writes the lines to ``cache``, under a name that starts with ``stem``; the same lines give the same file."""
-    cache.mkdir(parents=True, exist_ok=True)
+    private_folder(cache)
     digest = hashlib.sha256(__version__.encode())
     descriptor, temporary = tempfile.mkstemp(dir=cache, suffix=".part")
     try:
@@ -34,7 +35,7 @@ def write_lines(lines: Iterable[str], cache: Path, stem: str) -> Path:
                 digest.update(data)
                 file.write(data)
         target = cache / f"{stem}-{digest.hexdigest()[:16]}.jsonl"
-        if target.exists():
+        if holds(target, digest.hexdigest(), __version__.encode()):
             Path(temporary).unlink()
         else:
             Path(temporary).replace(target)

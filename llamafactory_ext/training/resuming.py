@@ -17,6 +17,7 @@ import torch
 from llamafactory.extras import logging
 from llamafactory.extras.constants import TRAINER_LOG
 
+from llamafactory_ext.files import write_whole
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
 
 
@@ -91,18 +92,16 @@ def rewind_log(log: Path, step: int) -> None:
     """Takes lines after ``step``, and one that was cut off, out of ``trainer_log.jsonl``."""
     if not log.is_file():
         return
-    lines = log.read_text("utf-8").splitlines()
+    lines = log.read_text("utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _step_of_line(line) <= step]
     if len(kept) < len(lines):
-        part = log.with_name(f".{log.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        part.replace(log)
+        write_whole(log, (f"{line}\n" for line in kept))
 
 
 def _step_of_line(line: str) -> float:
     try:
         return float(json.loads(line)["current_steps"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 

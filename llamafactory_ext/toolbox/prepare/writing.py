@@ -15,6 +15,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from llamafactory_ext.files import private
+
 from .options import PrepareError
 
 
@@ -72,7 +74,7 @@ def open_draft(drafts: list[Draft], target: Path, *, a_list: bool = False) -> Dr
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Draft(target, target.with_name(f".{target.name}-{secrets.token_hex(8)}.tmp"))
         drafts.append(draft)  # before the file is there: an interrupt in between must not leave it behind
-        draft.file = draft.temporary.open("xb")
+        draft.file = open(draft.temporary, "xb", opener=private)  # noqa: SIM115
         draft.temporary.chmod(_mode(target))
     if a_list:
         draft.before, draft.between, draft.after = b"[\n", b",\n", b"\n]\n"
