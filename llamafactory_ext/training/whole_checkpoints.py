@@ -85,13 +85,15 @@ def _is_state(path: Path) -> bool:
     from transformers import TrainerState  # takes its time, and most folders hold no checkpoint
 
     try:
-        found = json.loads(path.read_text("utf-8"))
-        TrainerState(**found)
-        history = all(isinstance(line, dict) for line in found["log_history"])
-        steps = [found[key] for key in ("global_step", "max_steps")]
-    except (ValueError, RecursionError, TypeError, KeyError):
+        state = TrainerState(**json.loads(path.read_text("utf-8")))
+    except (ValueError, RecursionError, TypeError, AttributeError):
         return False
-    return history and all(isinstance(step, int) and step >= 0 for step in steps)
+    steps = (state.global_step, state.max_steps)
+    return (
+        isinstance(state.log_history, list)
+        and all(isinstance(line, dict) for line in state.log_history)
+        and all(isinstance(step, int) and step >= 0 for step in steps)
+    )
 
 
 def _is_json(path: Path) -> bool:

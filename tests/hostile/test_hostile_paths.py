@@ -270,10 +270,7 @@ def test_a_draft_has_its_mode_when_it_appears(tmp_path: Path, monkeypatch: pytes
     target.write_text("")
     target.chmod(0o600)
     seen: list[int] = []
-    chmod = Path.chmod
-    monkeypatch.setattr(
-        Path, "chmod", lambda path, mode: (seen.append(path.stat().st_mode & 0o777), chmod(path, mode))
-    )
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: seen.append(path.stat().st_mode & 0o777))
     mask = os.umask(0)
     try:
         with drafting() as drafts:
@@ -283,15 +280,9 @@ def test_a_draft_has_its_mode_when_it_appears(tmp_path: Path, monkeypatch: pytes
     assert seen == [0o600]
 
 
-STATES = ["", "[]", "5", "{}", '{"global_step": 5}', '{"x": 1}', "[" * 100_000, '"a"']
-STATES += [
-    '{"global_step": "x", "max_steps": 1, "log_history": []}',
-    '{"global_step": -1, "max_steps": 1, "log_history": []}',
-]
-STATES += [
-    '{"global_step": 1, "max_steps": 1, "log_history": [5]}',
-    '{"global_step": 1, "max_steps": 1, "log_history": 5}',
-]
+STATE = '{"global_step": %s, "max_steps": 1, "log_history": %s}'
+STATES = ["", "[]", "5", '{"x": 1}', "[" * 100_000, '"a"', '{"stateful_callbacks": 5}']
+STATES += [STATE % one for one in (('"x"', "[]"), (-1, "[]"), (1, "[5]"), (1, 5))]
 
 
 @pytest.mark.parametrize("text", STATES)
