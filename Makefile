@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-full test lint bench matrix clean
+UV ?= uv
+
+.PHONY: demo demo-full test lint bench matrix lock licences clean
 
 # The main job on a CPU: makes a tiny ChatTS and a GDSH data set, trains, runs the main recipe on the result, and scores
 # its answers about another plant. A minute of training teaches it the form of an answer at best.
@@ -63,13 +65,22 @@ matrix: .venv/installed-dev
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
 
-.venv/installed-train: pyproject.toml .venv/bin/python
-	python -m pip install --quiet -e '.[train]'
+# The versions that were tested, each file with its digest; then this package, built with what is installed by then.
+.venv/installed-train: pyproject.toml requirements.lock .venv/bin/python
+	python -m pip install --quiet --require-hashes -r requirements.lock
+	python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-.venv/installed-dev: pyproject.toml .venv/bin/python
-	python -m pip install --quiet -e '.[train,deepspeed,dev]'
-	touch $@ .venv/installed-train
+.venv/installed-dev: .venv/installed-train
+	touch $@
+
+# After a change of pyproject.toml. What is locked stays as it is where it still fits: UPGRADE=--upgrade takes the newest.
+lock:
+	$(UV) pip compile pyproject.toml --extra train --extra deepspeed --extra dev --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate --quiet $(UPGRADE) -o requirements.lock
+
+licences: .venv/installed-dev
+	pip-licenses --format=json | python tools/licences.py requirements.lock > docs/licences.md
 
 clean:
 	rm -rf .venv demo saves

@@ -1,9 +1,11 @@
 """Files that appear whole: written under a temporary name, then renamed; several of them all together, or none."""
 
+import hashlib
 import json
 import os
 import secrets
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -45,9 +47,9 @@ class Drafts:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
             self._files.append((path, part, None))  # before it is there: an interrupt must not leave it behind
-            file = part.open("xb")
+            file = open(part, "xb", opener=private)  # noqa: SIM115 - pathlib takes no opener; closed at the end
             self._files[-1] = (path, part, file)
-            part.chmod(_mode(path))
+            os.fchmod(file.fileno(), _mode(path))
         return file
 
     def write(self, path: Path, content: bytes) -> None:
@@ -152,3 +154,35 @@ def refuse_foreign(page: Path, generator: str, option: str) -> None:
         with page.open(encoding="utf-8", errors="replace") as file:
             if f'content="{generator}"' not in file.read(1000):
                 raise UsageError(f"{page} was not written by this tool; name another folder with {option}")
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for ``open``: what it makes is its owner's alone from the first moment on, and no link is followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def private_folder(folder: Path) -> Path:
+    """Returns a folder of this user alone, made where it is missing: what lies in it was put there by nobody else.
+
+    Raises:
+        PermissionError: it is another user's, a link, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} is a link, another user's, or others may write to it; name another cache")
+    return folder
+
+
+def holds(path: Path, digest: str, start: bytes = b"") -> bool:
+    """True for a regular file whose content, behind ``start``, has this SHA-256 digest (hexadecimal)."""
+    found = hashlib.sha256(start)
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                found.update(piece)
+    except OSError:
+        return False
+    return found.hexdigest() == digest

@@ -55,6 +55,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "hparams/parser.py:_parse_infer_args",
         "hparams/parser.py:get_infer_args",
     ),
+    "llamafactory.hparams.parser:_verify_model_args": (
+        "hparams/parser.py:_verify_model_args",
+        "hparams/parser.py:get_train_args",
+        "hparams/parser.py:get_infer_args",
+        "hparams/parser.py:get_eval_args",
+    ),
     "llamafactory.hparams.parser:get_last_checkpoint": ("hparams/parser.py:get_train_args",),
     "llamafactory.model.loader:_get_init_kwargs": (
         "model/loader.py:_get_init_kwargs",
@@ -101,20 +107,15 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",
         "api/app.py:run_api",
-        "api/protocol.py:ChatCompletionRequest",
-    ),
-    "llamafactory.api.app:create_chat_completion_response": (
         "api/chat.py:create_chat_completion_response",
+        "api/chat.py:create_stream_chat_completion_response",
         "api/chat.py:_process_request",
-        "api/protocol.py:MultimodalInputItem",
+        "api/protocol.py:ChatCompletionRequest",
         "api/protocol.py:ChatMessage",
+        "api/protocol.py:MultimodalInputItem",
         "api/common.py:SAFE_MEDIA_PATH",
         "api/common.py:ALLOW_LOCAL_FILES",
-    ),
-    "llamafactory.api.app:create_stream_chat_completion_response": (
-        "api/chat.py:create_stream_chat_completion_response",
-        "chat/hf_engine.py:HuggingfaceEngine._stream_chat",
-        "chat/hf_engine.py:HuggingfaceEngine._process_args",
+        "chat/hf_engine.py:HuggingfaceEngine",
     ),
     "llamafactory.chat.chat_model:run_chat": ("chat/chat_model.py:run_chat", "chat/chat_model.py:ChatModel"),
 }

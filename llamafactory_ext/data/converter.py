@@ -23,7 +23,7 @@ from llamafactory_ext.data.entries import NOTES, RECORD
 from llamafactory_ext.data.formats import FORMATS, Notes
 from llamafactory_ext.data.formats.format import answered, asked
 from llamafactory_ext.errors import GdshError
-from llamafactory_ext.gdsh import refuse_control_tokens
+from llamafactory_ext.gdsh import refuse_control_tokens, unescaped
 from llamafactory_ext.plugin.activation import require
 from llamafactory_ext.plugin.versions import on_fork
 from llamafactory_ext.series import MARKER, FloatArray, SeriesError
@@ -84,11 +84,13 @@ def _check_texts(output: dict[str, Any]) -> None:
     """Raises GdshError where a text holds what would become more than text when the template is applied."""
     messages = output["_prompt"] + output["_response"]
     around = [text for text in (output["_system"], output["_tools"]) if text]
-    for text in [*(message["content"] for message in messages), *around]:
+    for message in messages:
+        refuse_control_tokens(message["content"], by_model=message["role"] == Role.ASSISTANT.value)
+    for text in around:
         refuse_control_tokens(text)
     if any(AUDIO_PLACEHOLDER in message["content"] for message in messages):
         raise GdshError(f"found {AUDIO_PLACEHOLDER}, which LLaMA-Factory replaces; write it in other words")
     asking = (Role.USER.value, Role.OBSERVATION.value)
     for text in [*around, *(message["content"] for message in messages if message["role"] not in asking)]:
-        if "<ts>" in text or "<ts/>" in text:
+        if "<ts>" in (plain := unescaped(text)) or "<ts/>" in plain:
             raise GdshError(f"found <ts> in an answer, a system prompt or tools; expected {MARKER} in prompts only")

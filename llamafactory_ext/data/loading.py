@@ -8,6 +8,7 @@ collected: all faults in one message, counts and contradictions in the log. That
 import copy
 import functools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,8 @@ def load_with_notes(dataset_attr: Any, model_args: Any, data_args: Any, training
 def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callable[[Any], Any]) -> Any:
     """The same with ``load``, upstream's loader for one ``DatasetAttr``."""
     source = _source(dataset_attr, data_args)
-    cache = Path(model_args.cache_dir or datasets_config.HF_DATASETS_CACHE) / "llamafactory_ext"
+    # A folder for each user: datasets' own may be shared.
+    cache = Path(model_args.cache_dir or datasets_config.HF_DATASETS_CACHE) / f"llamafactory_ext-{os.getuid()}"
     form = FORMATS[dataset_attr.formatting]
 
     def load_lines() -> Any:

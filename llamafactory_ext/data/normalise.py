@@ -13,13 +13,14 @@ is part of what datasets knows the file by.
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from llamafactory_ext import __version__
-from llamafactory_ext.files import temporary
+from llamafactory_ext.files import holds, private_folder
 from llamafactory_ext.gdsh.records import MAX_RECORD
 
 
@@ -33,22 +34,21 @@ _KEPT = 30 * 24 * 3600  # seconds
 
 def write_lines(lines: Iterable[str], cache: Path, stem: str) -> Path:
     """Writes the lines to ``cache``, under a name that starts with ``stem``; the same lines give the same file."""
-    cache.mkdir(parents=True, exist_ok=True)
+    private_folder(cache)
     digest = hashlib.sha256(__version__.encode())
-    part = temporary(cache, ".jsonl")
+    descriptor, name = tempfile.mkstemp(dir=cache, prefix=".part-", suffix=".jsonl")
+    part = Path(name)
     try:
-        with part.open("wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             for line in lines:
                 data = f"{line}\n".encode()
                 digest.update(data)
                 file.write(data)
         target = cache / f"{stem}-{digest.hexdigest()[:16]}.jsonl"
-        try:
+        if holds(target, digest.hexdigest(), __version__.encode()):
             os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
-        except FileNotFoundError:
+        else:
             part.replace(target)
-        except PermissionError:  # a cache that is shared, and the file another user's
-            pass
     finally:
         part.unlink(missing_ok=True)
     delete_unused(cache)

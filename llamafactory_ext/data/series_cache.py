@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from llamafactory_ext.files import private_folder
 from llamafactory_ext.gdsh import Series, read_series
 
 
@@ -23,8 +24,9 @@ _FOLDER = "LLAMAFACTORY_EXT_SERIES"
 @contextmanager
 def shared_series(cache: Path) -> Iterator[None]:
     """Keeps what `read_once` reads in a folder under ``cache``, until the block ends."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="series-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        dir=private_folder(cache), prefix="series-", ignore_cleanup_errors=True
+    ) as folder:
         before = os.environ.get(_FOLDER)
         os.environ[_FOLDER] = folder
         try:

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from llamafactory.data.formatter import StringFormatter, ToolFormatter
 from llamafactory.data.mm_plugin import BasePlugin
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER
 
-from llamafactory_ext.gdsh import read_series, refuse_control_tokens
+from llamafactory_ext.gdsh import read_series, refuse_control_tokens, unescaped
 from llamafactory_ext.plugin.activation import require
 from llamafactory_ext.series import MARKER, PATCH_TOKEN, FloatArray, as_series, encode, expand, patch_count
 
 
 _MARKERS = re.compile(f"({re.escape(MARKER)}|{re.escape(AUDIO_PLACEHOLDER)})")
+_ANY_MARKER = re.compile(f"{_MARKERS.pattern}|<ts/?>")
 
 _ANSWERING = ("assistant", "function")  # roles, as LLaMA-Factory calls them
 
@@ -39,25 +41,50 @@ def install_template(upstream: ModuleType) -> str | None:
     """Registers the template, unless one of that name is there."""
     if "chatts" in upstream.TEMPLATES:
         return None
-    string, function, tool = upstream.StringFormatter, upstream.FunctionFormatter, upstream.ToolFormatter
+    string, function = upstream.StringFormatter, upstream.FunctionFormatter
     upstream.register_template(
         name="chatts",
         format_user=string(slots=["<|im_start|>user\n{{content}}<|im_end|>\n<|im_start|>assistant\n"]),
         format_assistant=string(slots=["{{content}}<|im_end|>\n"]),
-        format_system=string(slots=["<|im_start|>system\n{{content}}<|im_end|>\n"]),
+        format_system=CheckedSystem(slots=["<|im_start|>system\n{{content}}<|im_end|>\n"]),
         format_function=function(slots=["{{content}}<|im_end|>\n"], tool_format="qwen"),
         format_observation=string(
             slots=[
                 "<|im_start|>user\n<tool_response>\n{{content}}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
             ]
         ),
-        format_tools=tool(tool_format="qwen"),
+        format_tools=CheckedTools(tool_format="qwen"),
         default_system="You are a helpful assistant.",
         stop_words=["<|im_end|>"],
         replace_eos=True,
         mm_plugin=upstream.get_mm_plugin("chatts"),
     )
     return "registered"
+
+
+class CheckedSystem(StringFormatter):  # type: ignore[misc]
+    """A system prompt of any data: one that holds control tokens or markers is refused, whoever wrote it."""
+
+    def apply(self, **kwargs: Any) -> Any:
+        text = kwargs.get("content", "")
+        refuse_control_tokens(text, by_model=True)  # the tools' own frames are explained in it
+        _refuse_markers(text)
+        return super().apply(**kwargs)
+
+
+class CheckedTools(ToolFormatter):  # type: ignore[misc]
+    """Tools likewise, which are decoded and written anew."""
+
+    def apply(self, **kwargs: Any) -> Any:
+        text = kwargs.get("content", "")
+        refuse_control_tokens(text)
+        _refuse_markers(text)
+        return super().apply(**kwargs)
+
+
+def _refuse_markers(text: str) -> None:
+    if held := _ANY_MARKER.search(unescaped(text)):
+        raise ValueError(f"found {held[0]} in a system prompt or in tools; expected it by user")
 
 
 def expand_messages(
@@ -72,8 +99,8 @@ def expand_messages(
             answer, or a text holds a control token.
     """
     for message in messages:
-        refuse_control_tokens(message["content"])
-        if message.get("role") in _ANSWERING and (held := _MARKERS.search(message["content"])):
+        refuse_control_tokens(message["content"], by_model=message.get("role") == "assistant")
+        if message.get("role") in _ANSWERING and (held := _ANY_MARKER.search(unescaped(message["content"]))):
             raise ValueError(f"found {held[0]} in a message by {message['role']}; expected it by user")
     messages = _without_engines_markers(messages, len(series))
     found = sum(len(_MARKERS.findall(message["content"])) for message in messages)

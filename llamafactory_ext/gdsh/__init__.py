@@ -9,7 +9,7 @@ from llamafactory_ext.errors import GdshError
 from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
 from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name, show_pictures
-from .prompts import place_markers, refuse_control_tokens
+from .prompts import place_markers, refuse_control_tokens, unescaped
 from .tables import Series, read_series
 
 
@@ -32,5 +32,6 @@ __all__ = [
     "read_series",
     "refuse_control_tokens",
     "show_pictures",
+    "unescaped",
     "write_answer",
 ]

@@ -111,7 +111,7 @@ def _turns(
             answers.append(parse_answer(content))
             content = answers[-1].text
         text = _text(content, f"{content_tag!r} of {name} ({printable(role)})")
-        refuse_control_tokens(text)
+        refuse_control_tokens(text, by_model=role == assistant_tag)
         turns.append((role, text))
     return tuple(turns), answers
 

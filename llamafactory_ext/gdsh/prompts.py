@@ -10,6 +10,9 @@ IMAGE = "<image>"
 MARKER = "<ts><ts/>"
 
 _CONTROL = re.compile(r"<\|\w+\|>")  # all special tokens of Qwen look so: <|im_end|>, <|endoftext|>, <|image_pad|>
+_FRAMES = re.compile(r"<\|\w+\|>|</?(?:tool_call|tool_response|think)>")  # no special tokens, and tokens all the same
+
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|(/))")
 
 
 def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool]:
@@ -37,13 +40,33 @@ def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool
     return placed, False
 
 
-def refuse_control_tokens(text: str) -> None:
+def unescaped(text: str) -> str:
+    """Returns the text with JSON's escapes of ASCII characters spelt out, as far as a token could be made of them.
+
+    LLaMA-Factory decodes calls of functions, and tools, after they have been looked through, and writes them anew.
+    """
+    if "\\" not in text:
+        return text
+    return _ESCAPE.sub(lambda found: found[2] or _ascii(found[0], int(found[1], 16)), text)
+
+
+def _ascii(escape: str, code: int) -> str:
+    return chr(code) if code < 128 else escape
+
+
+def refuse_control_tokens(text: str, by_model: bool = False) -> None:
     """Refuse what the tokenizer takes for a token of its own wherever it stands: the text would end its turn there.
+
+    Arguments:
+        by_model: the text is an answer, which may hold thoughts and calls of its own.
 
     Raises:
         GdshError: names the token and its place.
     """
-    found = _CONTROL.search(text)
+    pattern = _CONTROL if by_model else _FRAMES
+    found = pattern.search(text)
+    if found is None and (text := unescaped(text)):
+        found = pattern.search(text)
     if found:
         raise GdshError(
             f"the control token {found[0]} in a text, at character {found.start()}: {excerpt(text, found.start())}; "

@@ -24,8 +24,10 @@ _LANGUAGE_MODEL |= {"max_position_embeddings": 1 << 26}
 _MAY_BE_NULL = ("head_dim", "num_key_value_heads")
 _NUMBERS = ("rope_theta", "rms_norm_eps", "initializer_range")
 _SWITCHES = ("tie_word_embeddings", "use_cache", "use_sliding_window", "attention_bias")
-_ATTENTION = ("attn_implementation", "_attn_implementation")
-_ATTENTION_NAME = re.compile(r"\w+")  # with a slash transformers takes it for a kernel to be fetched and executed
+# `_attn_implementation_internal`, `_experts_implementation`, …: with a slash transformers takes what such a key names
+# for a kernel of a hub, to be fetched and executed.
+_IMPLEMENTATION = "implementation"
+_IMPLEMENTATION_NAME = re.compile(r"\w+")
 
 
 def check_config(config: Mapping[str, Any], place: str = "config.json of this ChatTS checkpoint") -> None:
@@ -114,10 +116,13 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
         named = kind if isinstance(kind, torch.dtype) else getattr(torch, str(kind).removeprefix("torch."), None)
         if kind not in (None, "auto") and not isinstance(named, torch.dtype):
             yield f"{key} is {_shown(kind)}, expected the name of a torch type, such as 'bfloat16'"
-    for key in _ATTENTION:
-        name = config.get(key)
-        if name is not None and not (isinstance(name, str) and _ATTENTION_NAME.fullmatch(name)):
-            yield f"{key} is {_shown(name)}, which would be fetched and executed; take the key out"
+    for key, name in config.items():
+        plain = isinstance(name, str) and _IMPLEMENTATION_NAME.fullmatch(name)
+        if _IMPLEMENTATION in str(key).lower() and name is not None and not plain:
+            yield f"{key!s:.60} is {_shown(name)}, which would be fetched and executed; take the key out"
+    if config.get("transformers_weights") is not None:
+        named = _shown(config["transformers_weights"])
+        yield f"transformers_weights is {named}, weights under a name of their own; take the key out"
     modules = config.get("auto_map")
     if modules is not None and not _is_auto_map(modules):
         yield f"auto_map is {_shown(modules)}, expected names of classes by their task"

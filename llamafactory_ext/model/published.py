@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.utils import cached_file
+
+from llamafactory_ext.files import rename, temporary
+
+from .source import find_file
 
 
 logger = logging.getLogger(__name__)
@@ -67,11 +70,24 @@ def copy_published_tokenizer(source: str, tokenizer: Any, folder: Path) -> list[
 def _copy(source: str, names: Iterable[str], folder: Path) -> list[str]:
     copied = []
     for name in names:
-        try:
-            found = cached_file(source, name)
-        except OSError:
+        found = find_file(source, name)
+        if found is None or found.resolve() == (folder / name).resolve():
             continue
-        if found is not None and Path(found).resolve() != (folder / name).resolve():
-            shutil.copyfile(found, folder / name)
-            copied.append(name)
+        if not _belongs(found):
+            logger.warning("%s is no file of this checkpoint, but leads elsewhere; it is not copied.", found)
+            continue
+        part = temporary(folder, found.suffix)
+        try:
+            shutil.copyfile(found, part)
+            rename(part, folder / name)  # a link of that name is replaced, not followed
+        finally:
+            part.unlink(missing_ok=True)
+        copied.append(name)
     return copied
+
+
+def _belongs(file: Path) -> bool:
+    """Whether a file is a regular one of its folder; in a hub's cache all of them are links to its ``blobs``."""
+    real = file.resolve()
+    cache = file.parent.resolve().parent.parent / "blobs"
+    return real.is_file() and real.parent in (file.parent.resolve(), cache)

@@ -132,6 +132,13 @@ SEAMS: tuple[Seam, ...] = (
         ("args",),
     ),
     Seam(
+        "llamafactory.hparams.parser:_verify_model_args",
+        "llamafactory_ext.training.opening:install_parsed_trust",
+        "the web UI always asks for `trust_remote_code`, and a checkpoint need not say that it is one of ChatTS",
+        _TEMPLATE,
+        ("model_args", "data_args", "finetuning_args"),
+    ),
+    Seam(
         "llamafactory.hparams.parser:get_last_checkpoint",
         "llamafactory_ext.training.resuming:install",
         "upstream resumes from the highest number, though the run was killed while that checkpoint was written",
@@ -208,23 +215,10 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "llamafactory.api.app:create_app",
         "llamafactory_ext.serving.api:install_app",
-        "bodies of any size are read; faults of their shape are told with the body itself, or end in a 500",
+        "audio is sound or an address; what is wrong ends in a 500, or in a stream that waits for ever; any web page "
+        "may ask; bodies of any size are read, before the key; a client that leaves is answered to the end",
         _TEMPLATE,
         ("chat_model",),
-    ),
-    Seam(
-        "llamafactory.api.app:create_chat_completion_response",
-        "llamafactory_ext.serving.api:install_answers",
-        "upstream reads audio from sound files and addresses; a series that is wrong would end in a 500",
-        _TEMPLATE,
-        ("request", "chat_model"),
-    ),
-    Seam(
-        "llamafactory.api.app:create_stream_chat_completion_response",
-        "llamafactory_ext.serving.api:install_streams",
-        "the same in streams, where a fault came after the 200, or left the server waiting for ever",
-        _TEMPLATE,
-        ("request", "chat_model"),
     ),
     Seam(
         "llamafactory.chat.chat_model:run_chat",

@@ -1,13 +1,14 @@
 """Series in ``llamafactory-cli api``: given where LLaMA-Factory takes audio; what is wrong is refused with a reason.
 
-Wraps ``create_app`` and the two functions that answer, in ``llamafactory.api.app``. Checked on 0.9.5. Servers of
-other models are left alone.
+Wraps ``create_app`` of ``llamafactory.api.app`` and answers in the place of its route; the answer itself is made by
+upstream. Checked on 0.9.5. Servers of other models are left alone.
 """
 
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,68 +16,42 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from llamafactory.api.chat import create_chat_completion_response, create_stream_chat_completion_response
 from llamafactory.api.common import ALLOW_LOCAL_FILES, SAFE_MEDIA_PATH
+from llamafactory.api.protocol import ChatCompletionResponse
 from llamafactory.extras import logging
+from sse_starlette import EventSourceResponse
 
-from llamafactory_ext.series import FloatArray
-from llamafactory_ext.serving.prompt import Prompt, prepare
+from llamafactory_ext.serving.guard import escape_logs, guard
+from llamafactory_ext.serving.prompt import Prompt, SeriesRequest, prepare
 from llamafactory_ext.serving.sources import SourceError
-from llamafactory_ext.serving.streams import end_failed_streams, raising
+from llamafactory_ext.serving.streams import engine_for, raising
 
 
-MAX_BODY = 32 << 20
-"""Bytes of a request."""
-
+_ROUTE = "/v1/chat/completions"
 _SHOWN = 20  # faults of a body that an answer lists
+_LOOK = 0.25  # seconds between two looks whether a client is still there
 
 logger = logging.get_logger("llamafactory.ext")
 
 
 def install_app(upstream: Any) -> str | None:
-    """Wraps ``create_app``: a limit on bodies, and faults of their shape told without the body itself."""
+    """Wraps ``create_app``: a guard in front, our answers, and faults of a body's shape told without the body."""
     create_app = upstream.create_app
 
     @functools.wraps(create_app)
     def create_app_for_series(chat_model: Any) -> Any:
         app = create_app(chat_model)
         if reads_series(chat_model):
-            end_failed_streams(chat_model.engine)
-            app.add_middleware(BodyLimit, limit=MAX_BODY)
+            escape_logs(logging.get_logger("llamafactory"))
+            warning = guard(app)
+            if warning:
+                logger.warning_rank0(warning)
             app.add_exception_handler(RequestValidationError, _tell_faults)
+            _answer_with_series(app, chat_model)
         return app
 
     upstream.create_app = create_app_for_series
-    return "wrapped"
-
-
-def install_answers(upstream: Any) -> str | None:
-    """Wraps ``create_chat_completion_response``."""
-    create = upstream.create_chat_completion_response
-
-    @functools.wraps(create)
-    async def create_with_series(request: Any, chat_model: Any) -> Any:
-        if not reads_series(chat_model):
-            return await create(request, chat_model)
-        prompt = await asyncio.to_thread(_prepare, request, chat_model)
-        return await create(prompt.request, _with_series(chat_model, prompt.series))
-
-    upstream.create_chat_completion_response = create_with_series
-    return "wrapped"
-
-
-def install_streams(upstream: Any) -> str | None:
-    """Wraps ``create_stream_chat_completion_response``, which upstream calls before the response begins."""
-    create = upstream.create_stream_chat_completion_response
-
-    @functools.wraps(create)
-    def create_with_series(request: Any, chat_model: Any) -> AsyncIterator[str]:
-        if not reads_series(chat_model):
-            chunks: AsyncIterator[str] = create(request, chat_model)
-            return chunks
-        prompt = _prepare(request, chat_model)
-        return _telling(create(prompt.request, _with_series(chat_model, prompt.series)))
-
-    upstream.create_stream_chat_completion_response = create_with_series
     return "wrapped"
 
 
@@ -85,29 +60,29 @@ def reads_series(chat_model: Any) -> bool:
     return getattr(chat_model.engine.template.mm_plugin, "reads_series", False)
 
 
-class BodyLimit:
-    """ASGI middleware: a body of more than ``limit`` bytes is read to its end, not kept, and refused with 413."""
+def _answer_with_series(app: Any, chat_model: Any) -> None:
+    """Puts our function in the place of upstream's route; its dependencies stay."""
+    (route,) = (one for one in app.router.routes if getattr(one, "path", None) == _ROUTE)
+    app.router.routes.remove(route)
 
-    def __init__(self, app: Any, limit: int) -> None:
-        self.app = app
-        self.limit = limit
+    async def create_chat_completion(body: SeriesRequest, request: Request) -> Any:
+        if not chat_model.engine.can_generate:
+            raise HTTPException(405, "Not allowed")
+        prompt = await asyncio.to_thread(_prepare, body, chat_model)
+        stop = threading.Event()
+        answering = _with_series(chat_model, prompt, stop)
+        if body.stream:
+            chunks = _telling(create_stream_chat_completion_response(prompt.request, answering), stop)
+            return EventSourceResponse(chunks, media_type="text/event-stream", sep="\n")
+        return await _while_there(create_chat_completion_response(prompt.request, answering), request, stop)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        size = 0
-
-        async def receive_bounded() -> Any:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size <= self.limit:
-                return message
-            # A client that is still sending would not see the answer. One that sends without end need not.
-            while message.get("more_body") and size <= 4 * self.limit:
-                message = await receive()
-                size += len(message.get("body", b""))
-            raise HTTPException(413, f"found a body over {self.limit:,} bytes; send fewer or shorter series")
-
-        await self.app(scope, receive_bounded, send)
+    app.add_api_route(
+        _ROUTE,
+        create_chat_completion,
+        methods=["POST"],
+        response_model=ChatCompletionResponse,
+        dependencies=route.dependencies,
+    )
 
 
 async def _tell_faults(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -123,27 +98,41 @@ def _message(fault: Any) -> str:
     return f"{fault['msg']}: {where}" if where else str(fault["msg"])
 
 
-def _prepare(request: Any, chat_model: Any) -> Prompt:
+def _prepare(body: SeriesRequest, chat_model: Any) -> Prompt:
     folder = Path(SAFE_MEDIA_PATH) if ALLOW_LOCAL_FILES and SAFE_MEDIA_PATH else None
     try:
-        return prepare(request, chat_model.engine, folder)
+        return prepare(body, chat_model.engine, folder)
     except SourceError as err:
         raise HTTPException(err.status, str(err)) from err
 
 
-def _with_series(chat_model: Any, series: list[FloatArray]) -> Any:
+def _with_series(chat_model: Any, prompt: Prompt, stop: threading.Event) -> Any:
     """Returns the chat model of one request: it hands on the series, of which upstream saw only the places."""
+    engine, series = engine_for(chat_model.engine, prompt.tokens, stop), prompt.series or None
 
     async def achat(messages: Any, system: Any, tools: Any, *media: Any, **settings: Any) -> Any:
-        return await chat_model.achat(messages, system, tools, None, None, series or None, **settings)
+        return await engine.chat(messages, system, tools, None, None, series, **settings)
 
     def astream_chat(messages: Any, system: Any, tools: Any, *media: Any, **settings: Any) -> AsyncIterator[str]:
-        return raising(chat_model.astream_chat(messages, system, tools, None, None, series or None, **settings))
+        return raising(engine.stream_chat(messages, system, tools, None, None, series, **settings))
 
-    return SimpleNamespace(engine=chat_model.engine, achat=achat, astream_chat=astream_chat)
+    return SimpleNamespace(engine=engine, achat=achat, astream_chat=astream_chat)
 
 
-async def _telling(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _while_there(answer: Awaitable[Any], request: Request, stop: threading.Event) -> Any:
+    """Waits for an answer; where the client leaves meanwhile, no more of it is generated."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_LOOK)
+            if not task.done() and not stop.is_set() and await request.is_disconnected():
+                stop.set()
+        return task.result()
+    finally:
+        stop.set()
+
+
+async def _telling(chunks: AsyncIterator[str], stop: threading.Event) -> AsyncIterator[str]:
     """Yields a stream's chunks; where it fails, the last one says so, as OpenAI's clients expect it."""
     try:
         async for chunk in chunks:
@@ -151,3 +140,5 @@ async def _telling(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
     except Exception as err:  # the status has been sent: an exception would only break the connection
         logger.error("A stream has failed.", exc_info=True)
         yield json.dumps({"error": {"message": str(err), "type": "server_error", "code": 500}}, ensure_ascii=False)
+    finally:
+        stop.set()

@@ -9,23 +9,38 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+from llamafactory.api.protocol import (
+    ChatCompletionRequest,
+    ChatMessage,
+    FunctionAvailable,
+    FunctionCall,
+    MultimodalInputItem,
+)
 from llamafactory.data import Role
 from llamafactory.extras import logging
-from llamafactory.extras.constants import AUDIO_PLACEHOLDER
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
+from pydantic import Field
 
-from llamafactory_ext.gdsh import refuse_control_tokens
-from llamafactory_ext.series import MARKER, FloatArray
+from llamafactory_ext.gdsh import refuse_control_tokens, unescaped
+from llamafactory_ext.series import MARKER, FloatArray, patch_count
 from llamafactory_ext.serving.sources import SourceError, read_source
 
 
 MAX_SERIES = 64
 
+MAX_ITEMS = 4096
+"""Of a list in a request: messages, their items, calls, tools."""
+
+CHARACTERS_A_TOKEN = 16
+"""On average, at most: a text with more for each token that the model places is refused before it is tokenised."""
+
 # What transformers can sample with. LLaMA-Factory takes `presence_penalty` for its `repetition_penalty`.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "n": (1, 128, "1 to 128 answers"),
     "max_tokens": (1, 1 << 20, "at least 1"),
+    "max_completion_tokens": (1, 1 << 20, "at least 1"),
     "top_p": (0, 1, "0 to 1"),
     "presence_penalty": (0.01, 100, "0.01 to 100, where 1 is none: LLaMA-Factory takes it as repetition_penalty"),
 }
@@ -44,12 +59,31 @@ _ROLES = {
 logger = logging.get_logger("llamafactory.ext")
 
 
+T = TypeVar("T")
+Few = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]  # a million wrong items: one fault
+
+
+class SeriesMessage(ChatMessage):  # type: ignore[misc]
+    content: str | Few[MultimodalInputItem] | None = None
+    tool_calls: Few[FunctionCall] | None = None
+
+
+class SeriesRequest(ChatCompletionRequest):  # type: ignore[misc]
+    """Upstream's request with bounded lists, and the newer name of ``max_tokens``."""
+
+    messages: Few[SeriesMessage]
+    tools: Few[FunctionAvailable] | None = None
+    stop: str | Few[str] | None = None
+    max_completion_tokens: int | None = None
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """``request``: upstream's, its contents text with one ``<audio>`` for each of the ``series``."""
+    """``request``: upstream's, its contents text with one ``<audio>`` for each of the ``series``; its ``tokens``."""
 
     request: Any
     series: list[FloatArray]
+    tokens: list[int]
 
 
 def prepare(request: Any, engine: Any, folder: Path | None) -> Prompt:
@@ -64,12 +98,13 @@ def prepare(request: Any, engine: Any, folder: Path | None) -> Prompt:
         SourceError: the reason, with the place in the request.
     """
     _check_roles([message.role.value for message in request.messages])
+    _check_length(request, _positions(engine))
     _check_settings(request)
     series: list[FloatArray] = []
     messages = [_as_text(message, place, series, folder) for place, message in enumerate(request.messages)]
-    prompt = Prompt(request.model_copy(update={"messages": messages}), series)
-    _check_prompt(prompt, engine)
-    return prompt
+    wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
+    prepared = request.model_copy(update={"messages": messages, "max_tokens": wanted})
+    return Prompt(prepared, series, _encode(prepared, series, engine))
 
 
 def _check_roles(roles: Sequence[str]) -> None:
@@ -82,6 +117,27 @@ def _check_roles(roles: Sequence[str]) -> None:
         )
 
 
+def _check_length(request: Any, placed: int | None) -> None:
+    """Refuses what is too long by any count of tokens: to count those of 4 MiB takes seconds."""
+    texts = [text for message in request.messages for text in _texts(message)]
+    most = CHARACTERS_A_TOKEN * (placed or 1 << 16)
+    found = sum(map(len, texts))
+    if found > most:
+        raise SourceError(
+            f"found texts of {found:,} characters; expected at most {most:,}, {CHARACTERS_A_TOKEN} for each token "
+            "that the model places (max_position_embeddings): send less"
+        )
+
+
+def _texts(message: Any) -> Iterator[str]:
+    if isinstance(message.content, str):
+        yield message.content
+    elif message.content:
+        yield from (item.text for item in message.content if item.text)
+    for call in message.tool_calls or []:
+        yield from (call.function.name, call.function.arguments)
+
+
 def _check_settings(request: Any) -> None:
     try:
         request.model_dump_json()
@@ -90,7 +146,7 @@ def _check_settings(request: Any) -> None:
             raise SourceError(f"found what is nested too deeply to be written ({err}); expected flat tools") from err
         raise SourceError("found half of a surrogate pair (\\ud800 to \\udfff) in a text; expected Unicode") from err
     for name, (low, high, expected) in _RANGES.items():
-        value = getattr(request, name)
+        value = getattr(request, name, None)
         if value is not None and not low <= value <= high:  # NaN is in no range
             raise SourceError(f"{name}: found {value}; expected {expected}")
     temperature = request.temperature
@@ -107,10 +163,12 @@ def _as_text(message: Any, place: int, series: list[FloatArray], folder: Path | 
     name = f"messages[{place}].content"
     if message.content is None and not message.tool_calls:
         raise SourceError(f"{name}: found none; expected a text or a list of items")
-    if not isinstance(message.content, list):
+    if message.content is None:
         return message
-    parts = list(_parts(message, name, series, folder))
+    parts = list(_parts(message, name, series, folder)) if isinstance(message.content, list) else [message.content]
     text = "".join(part for part in parts if part is not None).replace(MARKER, AUDIO_PLACEHOLDER)
+    if message.role.value in _ASKING:  # a prompt as it stands in the data, where the series was a picture
+        text = text.replace(IMAGE_PLACEHOLDER, AUDIO_PLACEHOLDER)
     own, marked = parts.count(None), text.count(AUDIO_PLACEHOLDER)
     if own and marked not in (0, own):
         raise SourceError(
@@ -119,6 +177,8 @@ def _as_text(message: Any, place: int, series: list[FloatArray], folder: Path | 
         )
     if not marked:
         text = "".join(AUDIO_PLACEHOLDER if part is None else part for part in parts)
+    if message.content == text:
+        return message
     return message.model_copy(update={"content": text})
 
 
@@ -148,19 +208,23 @@ def _parts(message: Any, name: str, series: list[FloatArray], folder: Path | Non
         yield None
 
 
-def _check_prompt(prompt: Prompt, engine: Any) -> None:
-    """Makes the prompt's tokens as the engine will, and counts them."""
-    request, messages = prompt.request, list(prompt.request.messages)
+def _encode(request: Any, series: list[FloatArray], engine: Any) -> list[int]:
+    """Returns the prompt's tokens as the engine would make them, and refuses what the model can't place."""
+    messages, placed, wanted = list(request.messages), _positions(engine), request.max_tokens or 1
+    patches = sum(patch_count(len(one), getattr(engine.processor, "patch_size", 1)) for one in series)
+    if placed is not None and patches > placed:
+        raise _too_long(patches, wanted, placed)
     system = messages.pop(0).content if messages[0].role.value == "system" else None
     tools = json.dumps([tool.function.model_dump() for tool in request.tools or []], ensure_ascii=False)
-    if "<ts>" in f"{system}{tools}" or "<ts/>" in f"{system}{tools}":
+    around = unescaped(f"{system}{tools}")
+    if "<ts>" in around or "<ts/>" in around:
         raise SourceError(
             f"found <ts> in a message by system or in a tool; expected {MARKER} in messages by user only"
         )
     try:
-        refuse_control_tokens(f"{system}{tools}")
+        refuse_control_tokens(around)
         turns = engine.template.mm_plugin.process_messages(
-            [_turn(message) for message in messages], [], [], prompt.series, engine.processor
+            [_turn(message) for message in messages], [], [], series, engine.processor
         )
     except ValueError as err:
         raise SourceError(str(err)) from err
@@ -174,12 +238,16 @@ def _check_prompt(prompt: Prompt, engine: Any) -> None:
         TypeError,
     ) as err:  # calls of functions that are no JSON, or lack a name
         raise SourceError(f"messages: the template can't write them ({type(err).__name__}: {err})") from err
-    wanted, placed = request.max_tokens or 1, _positions(engine)
     if placed is not None and len(tokens) + wanted > placed:
-        raise SourceError(
-            f"found a prompt of {len(tokens):,} tokens, and room for {wanted:,} more asked for; the model places "
-            f"{placed:,} (max_position_embeddings): lower max_tokens, or send shorter or fewer series"
-        )
+        raise _too_long(len(tokens), wanted, placed)
+    return list(tokens)
+
+
+def _too_long(tokens: int, wanted: int, placed: int) -> SourceError:
+    return SourceError(
+        f"found a prompt of {tokens:,} tokens, and room for {wanted:,} more asked for; the model places "
+        f"{placed:,} (max_position_embeddings): lower max_tokens, or send shorter or fewer series"
+    )
 
 
 def _turn(message: Any) -> dict[str, str]:

@@ -1,13 +1,20 @@
-"""Where a series of a request comes from: a data URI, or a CSV file under the allowed folder. Nothing is fetched."""
+"""Where a series of a request comes from: a data URI, or a CSV file under the allowed folder. Nothing is fetched.
+
+Lengths are looked at before anything is decoded, and a path is opened part by part below the folder, no link followed:
+what lies there when it is opened is what is read, whatever it was when it was checked.
+"""
 
 import base64
 import binascii
+import errno
 import json
+import os
 import re
 import stat
 import tempfile
 from pathlib import Path, PurePath
-from urllib.parse import unquote_to_bytes
+
+import numpy as np
 
 from llamafactory_ext.errors import excerpt
 from llamafactory_ext.gdsh import GdshError, Series, read_series
@@ -17,8 +24,17 @@ from llamafactory_ext.series import FloatArray, SeriesError, as_series
 MAX_BYTES = 4 << 20
 """Of one CSV file or one list of numbers: 128 for each of the 32,768 points that ChatTS places."""
 
+MAX_PATH = 4096
+"""Characters of a path."""
+
+MAX_PART = 255
+"""Bytes of a name in it."""
+
 _EXPECTED = "expected data:text/csv;base64,…, data:application/json,[1, 2.5, …] or a CSV file's path"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_SUFFIX = ".csv"
+_MAX_HEAD = 256  # characters of a data URI before its comma
+_CONTENTS = re.compile(r"[\[\"'].*[\]\"']", re.DOTALL)  # what a message shows of a file
 
 
 class SourceError(ValueError):
@@ -40,7 +56,7 @@ def read_source(source: str, folder: Path | None) -> Series:
         SourceError: nothing that is read, larger than ``MAX_BYTES``, outside of the folder, or no series.
     """
     if source[:5].lower() == "data:":
-        return _decode(source[5:])
+        return _decode(source)
     if _URL.match(source):
         raise SourceError(f"found the address {excerpt(source)}; {_EXPECTED}: nothing is fetched from a network")
     return _read_below(source, folder)
@@ -68,10 +84,8 @@ def read_csv(path: Path, shown: str) -> Series:
     """
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise SourceError(f"{shown} is not there; expected the path of a CSV file", 404) from err
     except (OSError, ValueError) as err:
-        raise SourceError(f"{shown} can't be read ({err.args[-1]}); correct the path") from err
+        raise _unreadable(shown, err) from err
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{shown} is not a regular file; expected a CSV file")
     _check_size(found.st_size, shown)
@@ -82,15 +96,41 @@ def read_csv(path: Path, shown: str) -> Series:
 
 
 def _read_below(name: str, folder: Path | None) -> Series:
+    shown = excerpt(name)
     if folder is None:
         raise SourceError(
-            f"found the path {excerpt(name)}, and this server opens no folder; start it with SAFE_MEDIA_PATH=FOLDER "
+            f"found the path {shown}, and this server opens no folder; start it with SAFE_MEDIA_PATH=FOLDER "
             "and without ALLOW_LOCAL_FILES=0, or send the series itself",
             403,
         )
+    if len(name) > MAX_PATH or any(len(os.fsencode(part)) > MAX_PART for part in _parts_of(name)):
+        raise SourceError(
+            f"found a path of {len(name):,} characters, {shown}; expected at most {MAX_PATH:,}, and {MAX_PART} bytes "
+            "in each part"
+        )
+    data = _read_part_by_part(_place(name, folder), folder.resolve(), shown)
     try:
-        path, root = (folder / name).resolve(), folder.resolve()
-    except (OSError, ValueError, RuntimeError) as err:  # NUL, a lone surrogate, a loop of links
+        return _read_bytes(data, shown)
+    except SourceError as err:  # what stands in a file is not told to who only knows its name
+        start, rest = (shown, str(err).removeprefix(shown)) if str(err).startswith(shown) else ("", str(err))
+        kept = rest.replace("'value'", "\0")
+        raise SourceError(start + _CONTENTS.sub("…", kept).replace("\0", "'value'"), err.status) from None
+
+
+def _parts_of(name: str) -> tuple[str, ...]:
+    try:
+        name.encode()
+    except UnicodeEncodeError as err:
+        raise SourceError(f"found {excerpt(name)}, which is no path; {_EXPECTED}") from err
+    return PurePath(name).parts
+
+
+def _place(name: str, folder: Path) -> PurePath:
+    """Returns where a path leads below the folder, links resolved."""
+    try:
+        root = folder.resolve()
+        path = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as err:  # NUL, a loop of links
         raise SourceError(f"found {excerpt(name)}, which is no path; {_EXPECTED}") from err
     if ".." in PurePath(name).parts or not path.is_relative_to(root):
         raise SourceError(
@@ -98,27 +138,99 @@ def _read_below(name: str, folder: Path | None) -> Series:
             "file under SAFE_MEDIA_PATH, or send the series itself",
             403,
         )
-    return read_csv(path, excerpt(name))
+    place = path.relative_to(root)
+    named = PurePath(name).parts if not PurePath(name).is_absolute() else ()
+    if any(part.startswith(".") for part in (*place.parts, *named)):
+        raise SourceError(f"found the path {excerpt(name)}, which is hidden; expected a CSV file in plain sight", 403)
+    if not place.parts:
+        raise SourceError(f"{excerpt(name)} is not a regular file; expected a CSV file")
+    return place
+
+
+def _read_part_by_part(place: PurePath, root: Path, shown: str) -> bytes:
+    """Opens each folder in the one before it. A link that has come meanwhile is not followed."""
+    *folders, last = place.parts
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would be waited for
+    descriptor = os.open(root, flags | os.O_DIRECTORY)
+    try:
+        for part in folders:
+            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        _check_kind(os.lstat(last, dir_fd=descriptor).st_mode, last, shown)
+        inner = os.open(last, flags, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+        found = os.fstat(descriptor)
+        _check_kind(found.st_mode, last, shown)
+        _check_size(found.st_size, shown)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as err:
+        raise _unreadable(shown, err) from err
+    finally:
+        os.close(descriptor)
+    _check_size(len(data), shown)
+    return data
+
+
+def _check_kind(mode: int, name: str, shown: str) -> None:
+    if not stat.S_ISREG(mode):
+        raise SourceError(f"{shown} is not a regular file; expected a CSV file")
+    if not name.lower().endswith(_SUFFIX):
+        raise SourceError(f"{shown} is no {_SUFFIX} file; expected a CSV file", 403)
+
+
+def _unreadable(shown: str, err: OSError | ValueError) -> SourceError:
+    if isinstance(err, FileNotFoundError | NotADirectoryError):
+        return SourceError(f"{shown} is not there; expected the path of a CSV file", 404)
+    if isinstance(err, OSError) and err.errno == errno.ELOOP:
+        return SourceError(f"{shown} is a link, which is not followed; expected a CSV file", 403)
+    return SourceError(f"{shown} can't be read ({err.args[-1]}); correct the path")
 
 
 def _decode(uri: str) -> Series:
-    head, comma, body = uri.partition(",")
+    comma = uri.find(",", 5, _MAX_HEAD)
+    head = uri[5:comma] if comma > 0 else uri[5:_MAX_HEAD]
     kind, *parameters = (word.strip() for word in head.lower().split(";"))
-    if not comma or kind not in ("text/csv", "application/json"):
+    if comma < 0 or kind not in ("text/csv", "application/json"):
         raise SourceError(f"found a data URI of {excerpt(head)}; {_EXPECTED}")
-    data = unquote_to_bytes(body)
-    if "base64" in parameters:
+    encoded = "base64" in parameters
+    # Each byte takes three characters at most, and four in base64 are three.
+    _check_size((len(uri) - comma) // (4 if encoded else 3), "the series")
+    data = _unquote(uri[comma + 1 :].encode(errors="surrogatepass"))
+    if encoded:
+        _check_size(len(data) // 4 * 3 - data[-2:].count(b"="), "the series")
         try:
             data = base64.b64decode(data, validate=True)
         except binascii.Error as err:
             raise SourceError(f"found a data URI that is not base64 ({err}); encode it with `base64 -w0`") from err
     _check_size(len(data), "the series")
-    if kind == "application/json":
-        return Series(parse_numbers(data), 0)
-    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+    return Series(parse_numbers(data), 0) if kind == "application/json" else _read_bytes(data, "the CSV")
+
+
+def _unquote(text: bytes) -> bytes:
+    """Returns the bytes with %XX decoded. As ``urllib.parse.unquote_to_bytes``, which takes 170 times their memory."""
+    if b"%" not in text:
+        return text
+    found = np.frombuffer(text, np.uint8)
+    digits = np.full(256, 255, np.uint8)
+    for value, digit in enumerate("0123456789abcdef"):
+        digits[[ord(digit), ord(digit.upper())]] = value
+    high, low = digits[found[1:-1]], digits[found[2:]]
+    places = np.flatnonzero((found[:-2] == ord("%")) & (high < 16) & (low < 16))
+    decoded = found.copy()
+    decoded[places] = high[places] << 4 | low[places]
+    kept = np.ones(len(found), bool)
+    kept[places + 1] = kept[places + 2] = False
+    return bytes(decoded[kept])
+
+
+def _read_bytes(data: bytes, shown: str) -> Series:
+    with tempfile.NamedTemporaryFile(suffix=_SUFFIX) as file:
         file.write(data)
         file.flush()
-        return read_csv(Path(file.name), "the CSV")
+        return read_csv(Path(file.name), shown)
 
 
 def _check_size(size: int, name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llamafactory.extras.constants import AUDIO_PLACEHOLDER
+from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 
 from llamafactory_ext.errors import excerpt
 from llamafactory_ext.series import FloatArray
@@ -96,6 +96,8 @@ def read_line(text: str) -> Line:
             series.append(read_csv(Path(source).expanduser(), excerpt(source)).values)
         return str(AUDIO_PLACEHOLDER)
 
+    if IMAGE_PLACEHOLDER in text:
+        raise SourceError(f"found {IMAGE_PLACEHOLDER}; expected the series itself in its place")
     line = Line(_SERIES.sub(place, text))
     line.series = tuple(series)
     return line

@@ -39,6 +39,8 @@ def install(upstream: Any) -> str | None:
         _fit_precision(model, model_args, is_trainable)
         if is_trainable:
             _keep_layout(model)
+        elif model_args.export_dir is None:  # what is exported says what was published
+            model.generation_config.use_cache = True  # a checkpoint's may say false, or nothing
         # A reference model comes with arguments of upstream's own class, which lacks our keys: no lever for it.
         moves_embedding = getattr(finetuning_args, "embedding_on_cpu", False)
         if moves_embedding:

@@ -22,6 +22,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import TRAINER_LOG
 from transformers import TrainerCallback
 
+from llamafactory_ext.files import write_whole
 from llamafactory_ext.plugin.relevance import this_run_is_ours
 from llamafactory_ext.training.folder import is_finished
 from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault, last_whole, step_of
@@ -149,19 +150,17 @@ def rewind_log(log: Path, step: int) -> None:
     """Takes lines after ``step``, one that ended the run, and one that was cut off out of ``trainer_log.jsonl``."""
     if not log.is_file():
         return
-    lines = log.read_text("utf-8").splitlines()
+    lines = log.read_text("utf-8", errors="replace").splitlines()
     kept = [line for line in lines if _stays(line, step)]
     if len(kept) < len(lines):
-        part = log.with_name(f".{log.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        part.replace(log)
+        write_whole(log, (f"{line}\n" for line in kept))
 
 
 def _stays(line: str, step: int) -> bool:
     try:
         entry = json.loads(line)
         return float(entry["current_steps"]) <= step and not entry.keys() <= _MEASURES_NOTHING
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -65,8 +65,13 @@ def _faults(checkpoint: Path, look: str) -> Iterator[str]:
     for path in sorted(getattr(checkpoint, look)("*")):
         if path.is_file() and _is_cut_off(path):
             yield f"{path.relative_to(checkpoint)} is cut off at {path.stat().st_size:,} bytes"
+        elif path.name == WRITTEN_LAST and not _is_state(path):
+            yield f"{path.relative_to(checkpoint)} is not what a Trainer writes"
         elif path.name.endswith(_INDEX):
-            parts = sorted(set(json.loads(path.read_text("utf-8")).get("weight_map", {}).values()))
+            parts = _parts(path)
+            if parts is None:
+                yield f"{path.relative_to(checkpoint)} is no index of files beside it"
+                return
             yield from (f"no {name}, which {path.name} names" for name in parts if not (path.parent / name).is_file())
 
 
@@ -80,10 +85,35 @@ def _is_cut_off(path: Path) -> bool:
     return False
 
 
+def _parts(index: Path) -> list[str] | None:
+    """Returns the files that an index names; None where it can't be read so."""
+    try:
+        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return None
+    return sorted(names) if all(isinstance(name, str) and Path(name).name == name for name in names) else None
+
+
+def _is_state(path: Path) -> bool:
+    """Whether transformers makes a run's state of it, which it does of whatever has the right names."""
+    from transformers import TrainerState  # takes its time, and most folders hold no checkpoint
+
+    try:
+        state = TrainerState(**json.loads(path.read_text("utf-8")))
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return False
+    steps = (state.global_step, state.max_steps)
+    return (
+        isinstance(state.log_history, list)
+        and all(isinstance(line, dict) for line in state.log_history)
+        and all(isinstance(step, int) and step >= 0 for step in steps)
+    )
+
+
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import socket
 import unicodedata
 from pathlib import Path
@@ -13,10 +15,17 @@ import pytest
 from conftest import annotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llamafactory_ext.toolbox.prepare.writing import drafting, open_draft
 
 from llamafactory_ext.data.formats import FORMATS
 from llamafactory_ext.data.formats.gdsh import lines as annotation_lines
+from llamafactory_ext.data.normalise import write_lines
+from llamafactory_ext.files import private_folder
 from llamafactory_ext.gdsh import GdshError, SeriesIndex, index_series, read_series, show_pictures
+from llamafactory_ext.model import read_config
+from llamafactory_ext.model.published import copy_published_files
+from llamafactory_ext.training.resuming import choose_checkpoint, rewind_log
+from llamafactory_ext.training.whole_checkpoints import first_fault
 
 
 ATTR = SimpleNamespace(**FORMATS["gdsh"].columns, **FORMATS["gdsh"].tags, system=None)
@@ -167,3 +176,136 @@ def test_the_folder_itself_may_be_a_link(tree: Path, tmp_path: Path) -> None:
     index = index_series(link)
     assert {file.stem for file in index.own.files} >= {"a", "A_b", "c"}
     assert not {"passwd", "X", "zero", "pipe", "socket", "mem", "stdin"} & {file.stem for file in index.own.files}
+
+
+# Links and temporary files: what is copied, written over or trusted is what it seems to be
+
+
+@pytest.fixture
+def published(demo: Path, tmp_path: Path) -> Path:
+    """A checkpoint with Python files of its own, and a secret beside it."""
+    model = Path(shutil.copytree(demo / "model", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.C"}}))
+    (model / "own.py").write_text("")
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "out").mkdir()
+    return model
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "own.py"])
+def test_a_link_in_a_checkpoint_is_not_copied(name: str, published: Path, tmp_path: Path, caplog: Any) -> None:
+    (published / name).unlink(missing_ok=True)
+    (published / name).symlink_to(tmp_path / "secret")
+    copy_published_files(read_config(str(published)), tmp_path / "out")
+    assert not (tmp_path / "out" / name).exists()
+    assert "leads elsewhere; it is not copied" in caplog.text
+
+
+def test_a_link_in_the_target_is_replaced(published: Path, tmp_path: Path) -> None:
+    (published / "processor_config.json").write_text("{}")
+    (tmp_path / "out" / "processor_config.json").symlink_to(tmp_path / "secret")
+    assert "processor_config.json" in copy_published_files(read_config(str(published)), tmp_path / "out")
+    assert (tmp_path / "secret").read_text() == "hunter2"
+    assert (tmp_path / "out" / "processor_config.json").read_text() == "{}"
+    assert not (tmp_path / "out" / "processor_config.json").is_symlink()
+
+
+def test_a_hubs_files_are_links_to_its_blobs(published: Path, tmp_path: Path) -> None:
+    place = tmp_path / "hub" / "models--a--b"
+    (place / "blobs").mkdir(parents=True)
+    (place / "snapshots" / "x").mkdir(parents=True)
+    for file in published.iterdir():
+        file.rename(place / "blobs" / f"blob of {file.name}")
+        (place / "snapshots" / "x" / file.name).symlink_to(place / "blobs" / f"blob of {file.name}")
+    assert copy_published_files(read_config(str(place / "snapshots" / "x")), tmp_path / "out") == ["own.py"]
+
+
+def test_the_log_is_rewound_under_a_name_that_nobody_knows(tmp_path: Path) -> None:
+    log = tmp_path / "trainer_log.jsonl"
+    log.write_text('{"current_steps": 1}\n{"current_steps": 9}\n')
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / ".trainer_log.jsonl.part").symlink_to(tmp_path / "secret")
+    rewind_log(log, 1)
+    assert log.read_text() == '{"current_steps": 1}\n'
+    assert (tmp_path / "secret").read_text() == "hunter2"
+
+
+@pytest.mark.parametrize("planted", ["file", "link", "folder"])
+def test_a_planted_file_in_the_cache_is_not_trusted(planted: str, tmp_path: Path) -> None:
+    target = write_lines(['{"a": 1}'], tmp_path / "cache", "x")
+    known = target.stat().st_mtime_ns
+    assert write_lines(['{"a": 1}'], tmp_path / "cache", "x").stat().st_mtime_ns == known  # datasets caches by it
+    target.unlink()
+    (tmp_path / "other").write_text('{"a": "evil"}\n')
+    if planted == "file":
+        target.write_text('{"a": "evil"}\n')
+    elif planted == "link":
+        target.symlink_to(tmp_path / "other")
+    else:
+        target.mkdir()
+    if planted == "folder":
+        with pytest.raises(OSError, match=re.escape(target.name)):
+            write_lines(['{"a": 1}'], tmp_path / "cache", "x")
+        return
+    assert write_lines(['{"a": 1}'], tmp_path / "cache", "x").read_text() == '{"a": 1}\n'
+    assert (tmp_path / "other").read_text() == '{"a": "evil"}\n'
+
+
+def test_the_cache_is_ones_own(tmp_path: Path) -> None:
+    """Of a folder that others may write to, nothing can be said; another user has a folder of another name."""
+    folder = private_folder(tmp_path / "a" / "b")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="others may write to it"):
+        private_folder(folder)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(PermissionError, match="is a link"):
+        private_folder(tmp_path / "link")
+
+
+def test_a_draft_has_its_mode_when_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replaces a file of its owner alone is nobody else's to open, not even for a moment."""
+    target = tmp_path / "out.jsonl"
+    target.write_text("")
+    target.chmod(0o600)
+    seen: list[int] = []
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: seen.append(path.stat().st_mode & 0o777))
+    mask = os.umask(0)
+    try:
+        with drafting() as drafts:
+            open_draft(drafts, target)
+    finally:
+        os.umask(mask)
+    assert seen == [0o600]
+
+
+STATE = '{"global_step": %s, "max_steps": 1, "log_history": %s}'
+STATES = ["", "[]", "5", '{"x": 1}', "[" * 100_000, '"a"', '{"stateful_callbacks": 5}']
+STATES += [STATE % one for one in (('"x"', "[]"), (-1, "[]"), (1, "[5]"), (1, 5))]
+
+
+@pytest.mark.parametrize("text", STATES)
+def test_hostile_states_of_a_run(text: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(text)
+    assert re.search("trainer_state.json is (cut off|not what a Trainer writes)", first_fault(checkpoint) or "")
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint`: .* can't be gone on from") as caught:
+        choose_checkpoint(str(tmp_path), str(checkpoint))
+    assert "\n" not in str(caught.value)
+
+
+INDEXES = ["[]", "5", '{"weight_map": 5}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": [1]}}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", [*INDEXES, '{"weight_map": {"a": "../w"}}', '{"weight_map": {"a": "/dev/zero"}}'])
+def test_hostile_indexes_of_a_run(text: str, tmp_path: Path) -> None:
+    from transformers import TrainerState
+
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
+    assert first_fault(checkpoint) is None
+    (checkpoint / "model.safetensors.index.json").write_text(text)
+    assert re.search("index.json is (cut off|no index of files)", first_fault(checkpoint) or "")

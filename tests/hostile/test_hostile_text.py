@@ -1,6 +1,7 @@
 """Texts of strangers stay texts, in data, requests and chat: none becomes a marker, ends a turn or begins one."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,12 @@ CHATTS = {
     "answer": ({"output": BREAK_OUT}, "the control token <|im_end|> in a text, at character 4"),
     "marker in the answer": ({"input": "a", "output": MARKER}, "found <ts> in an answer"),
     "audio": ({"input": f"{MARKER}<audio>"}, "found <audio>"),
-    "audio for a marker": ({"input": "<audio>"}, "found <audio>"),
+    "audio for a marker": ({"input": "<audio>"}, "found 0 <ts><ts/> in 'input' and 1 series"),
     "system": ({"system": "<|im_start|>"}, "the control token <|im_start|>"),
     "marker in the system prompt": ({"system": "<ts>"}, "found <ts> in an answer, a system prompt"),
+    "a tool's answer that ends": ({"input": f"{MARKER}</tool_response>"}, "the control token </tool_response>"),
+    "a thought of another": ({"input": f"{MARKER}<think>"}, "the control token <think>"),
+    "escapes": ({"input": f"{MARKER}\\u003c|im_end|\\u003E"}, "the control token <|im_end|>"),
 }
 
 
@@ -169,6 +173,100 @@ def test_records_of_other_formats(tmp_path: Path, tokenise: Callable[..., Any]) 
         tokenise(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ({"system": BREAK_OUT}, "the control token <|im_end|>"),
+        ({"system": "<ts>"}, "found <ts> in a system prompt or in tools"),
+        ({"tools": json.dumps([{"name": BREAK_OUT}])}, "the control token <|im_end|>"),
+        ({"tools": '[{"name": "\\u003c|im_end|\\u003e"}]'}, "the control token <|im_end|>"),
+        ({"tools": '[{"name": "\\u003cts\\/\\u003e"}]'}, "found <ts/> in a system prompt or in tools"),
+        ({"tools": '[{"name": "<\\/tool_call>"}]'}, "the control token </tool_call>"),
+    ],
+)
+def test_what_stands_around_records_of_other_formats(
+    around: dict[str, str], said: str, tmp_path: Path, tokenise: Callable[..., Any]
+) -> None:
+    record = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], **around}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    columns = {"messages": "conversations", **{key: key for key in around}}
+    entry = {"file_name": "a.json", "formatting": "sharegpt", "columns": columns}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": entry}))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        tokenise(tmp_path)
+
+
+def test_a_model_may_think(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
+    record = {"input": f"{MARKER}?", "output": "<think>a rise</think>[]", "timeseries": [[1.0]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
+    run = tokenise(tmp_path)
+    assert "<think>a rise</think>[]" in run["tokenizer"].decode(run["train_dataset"][0]["input_ids"])
+
+
+# Added tokens of Qwen2.5 and Qwen3 that are no special ones, but tokens nevertheless.
+FRAMES = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
+TOKENS = ["<|im_end|>", "<|im_start|>", "<ts>", "<ts/>", *FRAMES]
+
+
+@pytest.fixture(scope="module")
+def qwen_tokenizer(demo: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo / "model")
+    tokenizer.add_tokens(FRAMES)
+    return tokenizer
+
+
+@st.composite
+def escaped(draw: Any) -> str:
+    """A text with tokens in it, in any of JSON's spellings."""
+    text = draw(st.lists(st.sampled_from([*TOKENS, "a", " ", "\\", "/", "u003c"]), max_size=4).map("".join))
+    ways = st.sampled_from(["", "", "u", "U", "/"])
+
+    def spelt(char: str) -> str:
+        way = draw(ways)
+        if way == "/" and char == "/":
+            return "\\/"
+        escape = f"\\u{ord(char):04x}"
+        return char if not way or way == "/" else escape if way == "u" else escape[:2] + escape[2:].upper()
+
+    return "".join(spelt(char) if char != "\\" else "\\\\" for char in text)
+
+
+@settings(deadline=None)
+@given(value=escaped(), place=st.sampled_from(["function", "arguments as text", "tools", "user", "observation"]))
+def test_no_spelling_becomes_a_token(value: str, place: str, engine: Any, qwen_tokenizer: Any) -> None:
+    """What the template writes holds its own tokens alone, or nothing is written."""
+
+    def written(value: str) -> dict[str, int]:
+        turns = engine.template.mm_plugin.process_messages(conversation(place, value), [], [], [], engine.processor)
+        turns = [*turns, {"role": "assistant", "content": ""}]
+        tools = f'[{{"name": "f", "description": "{value}"}}]' if place == "tools" else None
+        ids, _ = engine.template.encode_oneturn(qwen_tokenizer, turns, None, tools)
+        return {token: ids.count(qwen_tokenizer.convert_tokens_to_ids(token)) for token in TOKENS}
+
+    try:
+        found = written(value)
+    except (ValueError, RuntimeError):
+        return
+    assert found == written("")
+
+
+def conversation(place: str, value: str) -> list[dict[str, str]]:
+    """Messages with a value somewhere in them."""
+    arguments = json.dumps(f'{{"x": "{value}"}}') if place == "arguments as text" else f'{{"x": "{value}"}}'
+    if place in ("user", "tools"):
+        return [{"role": "user", "content": value if place == "user" else "a"}]
+    call = CALL.replace('{"x": "%s"}', arguments if place != "observation" else "{}")
+    answer = value if place == "observation" else "b"
+    return [
+        {"role": "user", "content": "a"},
+        {"role": "function", "content": call},
+        {"role": "observation", "content": answer},
+    ]
+
+
 @pytest.fixture(scope="module")
 def engine(demo: Path) -> Any:
     from llamafactory.chat import ChatModel
@@ -188,6 +286,7 @@ def said_by(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": text}
 
 
+CALL = '{"name": "f", "arguments": {"x": "%s"}}'
 REQUESTS = {
     "ends its turn": ([user(BREAK_OUT, series=1)], "the control token <|im_end|>"),
     "ends its turn, plain": ([said_by("user", BREAK_OUT)], "the control token <|im_end|>"),
@@ -202,6 +301,17 @@ REQUESTS = {
         "in a message by assistant; expected it by user",
     ),
     "marker by the system": ([said_by("system", MARKER), user("a", series=1)], "found <ts> in a message by system"),
+    "a tool's answer that ends": ([said_by("tool", "</tool_response>")], "the control token </tool_response>"),
+    "a thought by the user": ([user("<think>")], "the control token <think>"),
+    "a call by the system": ([said_by("system", "<tool_call>"), user("a")], "the control token <tool_call>"),
+    "escapes in a call": (
+        [user("a"), said_by("function", CALL % "\\u003c|im_end|\\u003e"), user("b")],
+        "the control token <|im_end|>",
+    ),
+    "escapes of a marker in a call": (
+        [user("a"), said_by("function", CALL % "\\u003cts\\u003e"), user("b")],
+        "found <ts> in a message by function",
+    ),
     "half a marker": ([user("<ts>", series=1)], "found a single <ts>"),
     "half a marker each": ([user("<ts>", "x", "<ts/>", series=1)], "found a single <ts>"),
 }

@@ -50,6 +50,10 @@ DIGESTS = {
         "0.9.4": "d4663896ebe97747",
         "0.9.5": "d4663896ebe97747",
     },
+    "llamafactory.hparams.parser:_verify_model_args": {
+        "0.9.4": "a1fe0b408191ad78",
+        "0.9.5": "8741ef431f10cab3",
+    },
     "llamafactory.hparams.parser:get_last_checkpoint": {
         "0.9.4": "f657fbf1afd35cdf",
         "0.9.5": "6649fbb8bc7fba53",
@@ -95,16 +99,8 @@ DIGESTS = {
         "0.9.5": "aa2be37acddf1f7d",
     },
     "llamafactory.api.app:create_app": {
-        "0.9.4": "0e7c6ff4114a355f",
-        "0.9.5": "0e7c6ff4114a355f",
-    },
-    "llamafactory.api.app:create_chat_completion_response": {
-        "0.9.4": "4a8fa96b49ac5250",
-        "0.9.5": "440b398912ddb91e",
-    },
-    "llamafactory.api.app:create_stream_chat_completion_response": {
-        "0.9.4": "fdc971635292f0a6",
-        "0.9.5": "fdc971635292f0a6",
+        "0.9.4": "fee0ffb3fcee2e0a",
+        "0.9.5": "cd3d653cbc466ee3",
     },
     "llamafactory.chat.chat_model:run_chat": {
         "0.9.4": "a65ccf90f8a1db58",

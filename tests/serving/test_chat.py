@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,24 @@ def test_pictures_are_refused(chat: Any, kind: str) -> None:
             plugin.get_mm_inputs(images, videos, series, [len(images)], [len(videos)], [len(series)], [], processor)
 
 
+def client(chat: Any) -> Any:
+    """Upstream's application, as its server would have it."""
+    from fastapi.testclient import TestClient
+    from llamafactory.api import app
+
+    return TestClient(app.create_app(chat), base_url="http://127.0.0.1:8000")
+
+
 def test_answer_is_that_of_the_engine(chat: Any) -> None:
     """By way of upstream's API and back: the series arrive at the engine in their order, and none is lost."""
-    from llamafactory.api import app
-    from llamafactory.api.protocol import ChatCompletionRequest
+    http = client(chat)
 
     def served(*series: list[float]) -> str:
         items = [{"type": "audio_url", "audio_url": {"url": f"data:application/json,{one}"}} for one in series]
         messages = [{"role": "user", "content": [*items, {"type": "text", "text": "what?"}]}]
         settings = {"model": "x", "do_sample": False, "max_tokens": 12}
-        request = ChatCompletionRequest.model_validate({"messages": messages, **settings})
-        response = asyncio.run(app.create_chat_completion_response(request, chat))
-        return str(response.choices[0].message.content)
+        response = http.post("/v1/chat/completions", json={"messages": messages, **settings})
+        return str(response.json()["choices"][0]["message"]["content"])
 
     def own(*series: list[float]) -> str:
         messages = [{"role": "user", "content": "<audio>" * len(series) + "what?"}]
@@ -165,41 +172,130 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_stream_whose_generation_fails_ends(chat: Any) -> None:
-    """A <ts> that no series belongs to gets as far as the model's thread; the stream would wait for ever."""
+    """A setting that transformers refuses gets as far as the model's thread; the stream would wait for ever."""
     from llamafactory_ext.serving.streams import Failure, end_failed_streams
 
     end_failed_streams(chat.engine)
-    found = list(chat.stream_chat([{"role": "user", "content": "hello"}], "<ts>", max_new_tokens=4))
-    assert isinstance(found[-1], Failure) and "input_ids hold <ts> tokens" in found[-1]
+    wrong = {"do_sample": True, "top_k": -1, "max_new_tokens": 4}
+    found = list(chat.stream_chat([{"role": "user", "content": "hello"}], **wrong))
+    assert isinstance(found[-1], Failure) and "top_k" in found[-1]
     assert ask(chat, "hello").response_length > 0
-    with pytest.raises(ValueError, match="input_ids hold <ts> tokens"):
+    with pytest.raises(ValueError, match="found <ts> in a system prompt"):
         ask(chat, "hello", system="<ts>")
 
 
 @pytest.mark.usefixtures("impatient")
 def test_answer_to_a_stream_that_fails(chat: Any) -> None:
     """The status has been sent by then: the last event tells, in the form that OpenAI's clients look for."""
-    from llamafactory.api import app
-    from llamafactory.api.protocol import ChatCompletionRequest
-
-    from llamafactory_ext.serving.streams import end_failed_streams
-
-    end_failed_streams(chat.engine)
-    request = ChatCompletionRequest.model_validate(
-        {"model": "x", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-    )
-    stream = app.create_stream_chat_completion_response(request, chat)
+    settings = {"model": "x", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
     chat_args, chat.engine.generating_args = chat.engine.generating_args, {**chat.engine.generating_args, "top_k": -1}
-
-    async def chunks() -> list[Any]:
-        return [json.loads(chunk) async for chunk in stream]
-
     try:
-        first, last = asyncio.run(chunks())
+        lines = client(chat).post("/v1/chat/completions", json=settings).text.splitlines()
     finally:
         chat.engine.generating_args = chat_args
+    first, last = (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert last["error"]["code"] == 500 and "top_k" in last["error"]["message"]
+
+
+def counted(chat: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of tokens that the model is given, call by call."""
+    from transformers import PreTrainedModel
+
+    model = chat.engine.model
+    while not isinstance(model, PreTrainedModel):
+        model = model._model
+    widths: list[int] = []
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def count(*args: Any, **inputs: Any) -> Any:
+        widths.append(inputs["input_ids"].shape[1])
+        return forward(*args, **inputs)
+
+    monkeypatch.setattr(model, "forward", count)
+    return widths
+
+
+def test_keys_and_values_are_cached(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's checkpoint says `use_cache: false`, as the published ones do."""
+    widths = counted(chat, monkeypatch)
+    ask(chat, "<audio>what is wrong?", audios=[SERIES])
+    assert widths[0] > 10 and widths[1:] == [1] * (len(widths) - 1) and len(widths) > 1
+
+
+def test_nobody_waits_for_the_answer(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for is 2,000 tokens; the client leaves at the fifth."""
+    from llamafactory_ext.serving.streams import engine_for
+
+    widths, stop = counted(chat, monkeypatch), threading.Event()
+    tokens = chat.engine.tokenizer.encode("hello")
+
+    async def read() -> None:
+        engine = engine_for(chat.engine, tokens, stop)
+        settings = {"do_sample": False, "max_new_tokens": 2000}
+        number = 0
+        async for _ in engine.stream_chat([{"role": "user", "content": "hello"}], **settings):
+            number += 1
+            if number == 5:
+                stop.set()
+
+    monkeypatch.setattr(chat.engine.template, "stop_words", [])
+    asyncio.run(read())
+    assert len(widths) < 200
+
+
+def test_a_text_is_tokenised_once(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in the event loop: in a stream upstream does both there."""
+    template, threads = chat.engine.template, list[str]()
+    encode = template.encode_oneturn
+
+    def noting(*args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return encode(*args)
+
+    monkeypatch.setattr(template, "encode_oneturn", noting)
+    for stream in (True, False):
+        body = {"model": "x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "stream": stream}
+        assert client(chat).post("/v1/chat/completions", json=body).status_code == 200
+    assert len(threads) == 2 and all(name.startswith("asyncio_") for name in threads)
+
+
+@pytest.mark.parametrize("keys", [{"max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 9}])
+def test_the_newer_name_of_max_tokens(keys: dict[str, int], chat: Any) -> None:
+    body = {"model": "x", "messages": [{"role": "user", "content": "hi"}], "do_sample": False, **keys}
+    answer = client(chat).post("/v1/chat/completions", json=body).json()
+    assert answer["usage"]["completion_tokens"] <= 3
+    refused = client(chat).post("/v1/chat/completions", json={**body, "max_completion_tokens": 0})
+    assert refused.status_code == 400 and "max_completion_tokens: found 0" in refused.text
+
+
+def test_the_picture_of_a_copied_prompt(chat: Any) -> None:
+    """The series stands where the picture was in the data."""
+    from llamafactory_ext.serving.prompt import SeriesRequest, prepare
+    from llamafactory_ext.serving.sources import SourceError
+
+    def prepared(*content: Any) -> Any:
+        messages = [{"role": "user", "content": content[0] if isinstance(content[0], str) else list(content)}]
+        return prepare(SeriesRequest(model="x", messages=messages), chat.engine, None)
+
+    text = {"type": "text", "text": "<image>\nwhat?"}
+    series = {"type": "audio_url", "audio_url": {"url": "data:application/json,[1, 2]"}}
+    for prompt in (prepared(text, series), prepared(series, text)):
+        assert prompt.request.messages[0].content == "<audio>\nwhat?"
+    for wrong in ([text], ["<image>\nwhat?"], [text, series, series], [{**text, "text": "<image><image>"}, series]):
+        with pytest.raises(SourceError, match="markers"):
+            prepared(*wrong)
+
+
+def test_a_long_text_is_not_tokenised(chat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat.engine.template, "encode_oneturn", None)
+    monkeypatch.setattr(chat.engine.template.mm_plugin, "process_messages", None)
+    for content in ("a b " * (1 << 20), [{"type": "text", "text": "a b " * (1 << 18)}] * 4):
+        body = {"model": "x", "messages": [{"role": "user", "content": content}]}
+        for stream in (False, True):
+            answer = client(chat).post("/v1/chat/completions", json={**body, "stream": stream})
+            assert answer.status_code == 400 and "found texts of 4,194,304 characters" in answer.text
 
 
 def test_terminal(demo: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 import base64
 import json
 import os
+import re
+import tracemalloc
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llamafactory_ext.serving import sources
 from llamafactory_ext.serving.sources import MAX_BYTES, SourceError, parse_numbers, read_source
 
 
@@ -88,14 +92,23 @@ def test_cells_that_are_no_number_are_counted() -> None:
         ("", 400, "is not a regular file"),
         (".", 400, "is not a regular file"),
         ("gdsh", 400, "is not a regular file"),
+        ("secret.txt", 403, "is no .csv file"),
+        ("text.csv", 403, "is no .csv file"),  # a link to another file of the folder
+        (".hidden.csv", 403, "which is hidden"),
+        (".git/config.csv", 403, "which is hidden"),
+        ("shown.csv", 403, "which is hidden"),  # a link to one
         ("pipe.csv", 400, "is not a regular file"),
         ("loop.csv", 400, "loop.csv'"),
+        ("x" * 256, 400, "255 bytes in each part"),
+        ("数" * 86, 400, "255 bytes in each part"),
+        ("x/" * 300_000, 400, "found a path of 600,000 characters"),
         ("a\0b.csv", 400, "is no path"),
         ("\ud800.csv", 400, "is no path"),
-        ("x" * 5000, 400, "can't be read"),
-        ("x/" * 5000, 400, "can't be read"),
+        ("x" * 5000, 400, "found a path of 5,000 characters"),
+        ("x/" * 5000, 400, "found a path of 10,000 characters"),
         ("large.csv", 413, "at most 4,194,304 are read"),
-        ("words.csv", 400, "'words.csv': no column 'value'"),
+        ("words.csv", 400, "'words.csv': no column 'value' in the header …"),
+        ("cells.csv", 400, "'cells.csv': no finite number in 1 rows of 'value', the first cell is …"),
         ("http://127.0.0.1:9/a.csv", 400, "nothing is fetched"),
         ("HTTPS://example.org/a.csv", 400, "nothing is fetched"),
         ("file:///etc/passwd", 400, "nothing is fetched"),
@@ -121,10 +134,21 @@ def test_cells_that_are_no_number_are_counted() -> None:
         ("data:application/json,[" + "9" * 5000 + "]", 400, "are not JSON"),
         ("data:application/json," + "[" * 100_000, 400, "are not JSON"),
         ("data:application/json,[" + "1," * MAX_BYTES + "1]", 413, "at most 4,194,304 are read"),
+        ("data:text/csv," + "%" * (8 << 20), 413, "at most 4,194,304 are read"),
+        ("data:text/csv," + "%41" * (MAX_BYTES + 1), 413, "at most 4,194,304 are read"),
+        ("data:text/csv;base64," + "%41" * (MAX_BYTES * 4 // 3 + 4), 413, "at most 4,194,304 are read"),
+        ("data:text/csv;base64," + "A" * (MAX_BYTES * 4 // 3 + 4), 413, "at most 4,194,304 are read"),
+        ("data:" + ";" * (8 << 20) + ",1", 400, "found a data URI"),
     ],
 )  # fmt: skip
 def test_refused_with_a_reason(source: str, status: int, reason: str, folder: Path) -> None:
-    (folder / "words.csv").write_text("a,b\n1,2\n")
+    (folder / "words.csv").write_text("password,hunter2\n1,2\n")
+    (folder / "cells.csv").write_text("value\nhunter2\n")
+    for name in ("secret.txt", ".hidden.csv", ".git/config.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("password,hunter2\n1,2\n")
+    (folder / "text.csv").symlink_to("secret.txt")
+    (folder / "shown.csv").symlink_to(".hidden.csv")
     with (folder / "large.csv").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
     os.mkfifo(folder / "pipe.csv")  # opened, it would wait for somebody to write
@@ -133,7 +157,45 @@ def test_refused_with_a_reason(source: str, status: int, reason: str, folder: Pa
     assert caught.value.status == status
     assert reason in str(caught.value)
     assert str(folder) not in str(caught.value) or "{parent}" in source
+    assert not {"hunter2", "password"} & set(re.findall(r"\w+", str(caught.value)))
     assert len(str(caught.value)) < 600
+
+
+def test_a_link_that_comes_between_check_and_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was resolved as a file, or as a folder, is a link when it is opened."""
+    outside = folder.parent / "open_too"
+    (folder / "sub").mkdir()
+    for name in ("secret.csv", "sub/secret.csv"):
+        (folder / name).write_text(CSV, "utf-8")
+    resolved = sources._place
+
+    def exchanged(name: str, root: Path) -> Any:
+        place = resolved(name, root)
+        first = root / place.parts[0]
+        first.rename(root / "gone")
+        first.symlink_to(outside if len(place.parts) > 1 else outside / "secret.csv")
+        return place
+
+    monkeypatch.setattr(sources, "_place", exchanged)
+    for name in ("secret.csv", "sub/secret.csv"):
+        with pytest.raises(SourceError) as caught:
+            read_source(name, folder)
+        assert caught.value.status in (400, 403, 404)
+        (folder / "gone").rename(folder / f"was {name[:3]}")
+
+
+@given(st.text(alphabet="%4aF,1\n é") | st.text())
+def test_percent_signs_are_decoded_as_the_library_does(text: str) -> None:
+    data = text.encode(errors="surrogatepass")
+    assert sources._unquote(data) == unquote_to_bytes(data)
+
+
+def test_memory_of_percent_signs() -> None:
+    tracemalloc.start()
+    with pytest.raises(SourceError):
+        read_source("data:text/csv," + "%" * (8 << 20), None)
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
 
 
 def test_no_folder_no_path(folder: Path) -> None:
