@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import stat
 import tempfile
@@ -115,6 +116,18 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         drafts.commit()
 
 
+def copy_whole(source: Path, path: Path) -> None:
+    """Copies a file; a link of that name is replaced, not followed."""
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(descriptor, "wb") as file, source.open("rb") as content:
+            shutil.copyfileobj(content, file)
+        Path(part).chmod(_new_mode())
+        Path(part).replace(path)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Passes over interrupts for a moment, so that files get their names together."""
@@ -131,8 +144,10 @@ def _uninterrupted() -> Iterator[None]:
 
 def _mode(path: Path) -> int:
     """The permissions of the file that is replaced, or what a new file gets."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
+    return path.stat().st_mode & 0o777 if path.exists() else _new_mode()
+
+
+def _new_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -6,14 +6,13 @@ published loaders were made for, can't open (class ``TokenizersBackend``, ``extr
 
 import logging
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from llamafactory_ext.files import rename, temporary
+from llamafactory_ext.files import copy_whole
 
 from .source import find_file
 
@@ -76,12 +75,7 @@ def _copy(source: str, names: Iterable[str], folder: Path) -> list[str]:
         if not _belongs(found):
             logger.warning("%s is no file of this checkpoint, but leads elsewhere; it is not copied.", found)
             continue
-        part = temporary(folder, found.suffix)
-        try:
-            shutil.copyfile(found, part)
-            rename(part, folder / name)  # a link of that name is replaced, not followed
-        finally:
-            part.unlink(missing_ok=True)
+        copy_whole(found, folder / name)
         copied.append(name)
     return copied
 
