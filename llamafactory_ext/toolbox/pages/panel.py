@@ -96,6 +96,8 @@ class Panel:
     """Places and values of horizontal lines."""
     line: str
     """Points of the line, empty without finite values."""
+    is_dot: bool
+    """Whether it has a single one."""
 
     @property
     def height(self) -> int:
@@ -170,7 +172,8 @@ def make_panel(
         bottom=top + plot + (len(lanes) - 1) * (_GAP + _LANE),
         columns=[((one + 0.5) / length * 100, one) for one in range(0, length, round_step(length / 8))],
         rows=[(top + down(one), one) for one in (low, low / 2 + high / 2, high)] if len(at) else [],
-        line=" ".join(pairs * 2 if len(pairs) == 1 else pairs),  # a line of no length is drawn as a dot
+        line=" ".join(pairs * 2 if len(pairs) == 1 else pairs),  # a line of no length is drawn, a point is not
+        is_dot=len(pairs) == 1,
     )
 
 
