@@ -36,7 +36,6 @@ def install(upstream: Any) -> str | None:
             begin_training()
         model.returns_logits = _wants_logits(finetuning_args)
         _fit_card(model)
-        _fit_precision(model, model_args, is_trainable)
         if is_trainable:
             _keep_layout(model)
         elif model_args.export_dir is None:  # what is exported says what was published
@@ -45,6 +44,7 @@ def install(upstream: Any) -> str | None:
         moves_embedding = getattr(finetuning_args, "embedding_on_cpu", False)
         if moves_embedding:
             _move_embedding(model)
+        _fit_precision(model, model_args, is_trainable)  # casts weight by weight, so the largest one has left before
         if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
         if is_trainable and finetuning_args.layers_without_checkpoints:

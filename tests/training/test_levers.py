@@ -292,3 +292,26 @@ def test_loss_that_is_not_finite_stops_the_run(place: str, said: str) -> None:
     with pytest.raises(FloatingPointError, match=rf"the loss is nan; .*{said}, in torch.float32\. Stopped: lower"):
         model(**batch())
     model.eval()(**batch())  # evaluation goes on, and reports it
+
+
+def test_the_embedding_leaves_before_weights_are_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cast holds a weight twice: of the embedding 1.45 GiB more on the card, at the tightest moment."""
+    from types import SimpleNamespace
+
+    from llamafactory_ext.training import levers
+
+    model, found = build("qwen2").to(torch.bfloat16).requires_grad_(False), []
+    cast = levers.match_half_precision
+    monkeypatch.setattr(
+        levers,
+        "match_half_precision",
+        lambda one, dtype: found.append(type(one.get_input_embeddings())) or cast(one, dtype),
+    )
+    upstream: Any = SimpleNamespace(init_adapter=lambda config, model, *others: model)
+    levers.install(upstream)
+    keys = {"stage": "sft", "finetuning_type": "lora", "compute_accuracy": False, "embedding_on_cpu": True}
+    keys |= {"offload_checkpoints": False, "layers_without_checkpoints": 0, "train_timeseries_modules": True}
+    model_args = SimpleNamespace(compute_dtype=torch.float16, upcast_layernorm=False)
+    adapted = upstream.init_adapter(model.config, model, model_args, SimpleNamespace(**keys), True)
+    assert found == [host_embedding.HostEmbedding]
+    assert {weight.dtype for weight in adapted.parameters()} == {torch.float16}
