@@ -20,7 +20,7 @@ from helpers_prepare import (
     run_tool,
     write_data,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.data.formats.chatts import original_rows, shorten_rows
@@ -185,6 +185,7 @@ def test_the_time_column_is_told_as_it_is(tmp_path: Path, header: str, cells: li
     assert found.get("time") == (None if time is None else wanted)
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 120),
     st.none() | st.integers(1, 50),

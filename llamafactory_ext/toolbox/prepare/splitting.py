@@ -23,6 +23,8 @@ _REACH = 33  # of so many runs in a row one is chosen: whoever shares 64 values 
 _DISTINCT = (
     8  # values that a run must have: flat stretches are alike in series that have nothing to do with each other
 )
+_STARTS = 8  # choices by chance that are made better, of which the best is kept
+_MANY = 2000  # units of which a single choice by chance is good enough to begin with
 _TRIED = 32  # units that are tried to leave at each exchange
 
 
@@ -79,7 +81,9 @@ def choose_validation(
     units = {root: place for place, root in enumerate(order)}
     chosen = np.arange(len(order)) < count
     if count > 0:
-        _spread(_count_types([units[root] for root in roots], types), chosen, fraction)
+        counts = _count_types([units[root] for root in roots], types)
+        tries = [np.roll(chosen, turn * count) for turn in range(_STARTS if len(order) < _MANY else 1)]
+        chosen = min(tries, key=lambda one: _spread(counts, one, fraction))
     return [bool(chosen[units[root]]) for root in roots], len(order)
 
 
@@ -116,11 +120,15 @@ def _count_types(units: Sequence[int], types: Sequence[Sequence[str]]) -> npt.ND
     return counts
 
 
-def _spread(counts: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_], fraction: float) -> None:
+def _spread(counts: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_], fraction: float) -> float:
     """Exchange units between the sides as long as that brings the types' shares in validation nearer to `fraction`.
 
-    A type that several units have shall be on both sides; one that a single unit has is for training.
+    Gives the distance that is left.
+
+    A type that several units have shall be on both sides; one that a single unit has is for training. What is shared
+    out are its anomalies, and the units that have any: a single one may have most of them.
     """
+    counts = np.hstack([counts, counts > 0])
     total, several = counts.sum(axis=0), (counts > 0).sum(axis=0) > 1
     wanted = np.where(several, np.clip(fraction * total, 1, total - 1), 0.0)
     weights = 1 / np.sqrt(np.maximum(wanted, 1))
@@ -133,11 +141,12 @@ def _spread(counts: npt.NDArray[np.float64], chosen: npt.NDArray[np.bool_], frac
         # The squared distance from what is wanted, for each unit that leaves and each that comes instead.
         after = (rest**2).sum(axis=1)[:, None] + sizes[outside] + 2 * rest @ scaled[outside].T
         best = np.unravel_index(after.argmin(), after.shape)
-        if after[best] >= (off**2).sum() - 1e-9:
-            return
+        if after[best] >= 0.999 * (off**2).sum() - 1e-9:  # the rest of the way is long and leads nowhere
+            break
         gone, come = leaving[best[0]], outside[best[1]]
         chosen[gone], chosen[come] = False, True
         off = off - scaled[gone] + scaled[come]
+    return float((off**2).sum())
 
 
 def _mix(bits: Keys) -> Keys:
