@@ -305,7 +305,9 @@ def test_ranks_from_1_to_4096(rank: float, fits: bool, where: str, tmp_path: Pat
     if fits:
         check_adapter(str(tmp_path))
         return
-    with pytest.raises(ValueError, match=rf"is {rank}, expected (the name of a layer, and )?an integer from 1 to 4096"):
+    with pytest.raises(
+        ValueError, match=rf"is {rank}, expected (the name of a layer, and )?an integer from 1 to 4096"
+    ):
         check_adapter(str(tmp_path))
 
 
