@@ -36,6 +36,14 @@ READERS = {
     "'records')",
     "answer": "from llamafactory_ext.gdsh.readings import read_answer; "
     "print(read_answer(path.read_text(), salvage=True).form)",
+    "request": "from llamafactory_ext.serving.sources import SourceError, read_source; "
+    "print(len(read_source(path.read_text(), path.parent).values), 'points')",
+    "adapter": "from llamafactory_ext.model.adapters import check_adapter; check_adapter(str(path.parent)); "
+    "print('ok')",
+    "weights": "from types import SimpleNamespace as N; from llamafactory_ext.model.weights import check_weights; "
+    "check_weights(N(num_hidden_layers=2), path.parent); print('ok')",
+    "tokens": "from llamafactory_ext.gdsh import refuse_control_tokens; refuse_control_tokens(path.read_text()); "
+    "print('text')",
     "chatts": "from types import SimpleNamespace as N; from llamafactory_ext.data.normalise import *; "
     "a = N(**dict.fromkeys('query history system tools chosen rejected kto_tag images videos audios'.split()), "
     "prompt='input', response='output', timeseries='timeseries'); "
@@ -87,6 +95,9 @@ def columns(path: Path, scale: float) -> None:
 
 MANY = json.dumps(json.dumps([{"interval": [i % 50, i % 50], "type": "a"} for i in range(20_000)])).encode()
 HEAD = b",date,category,value\n"
+LORA = b'{"peft_type": "LORA", "target_modules": ["q_proj"]'
+NAMES = {"csv": "a.csv", "chatts": "a.jsonl", "predictions": "a.jsonl", "adapter": "adapter_config.json"}
+NAMES |= {"weights": "model.safetensors.index.json"}
 ATTACKS = (
     Attack("csv: 2 GB, one line", repeated(HEAD + b"0,", b"1", b"\n", 2e9), 400),
     Attack("csv: 2 GB of nothing (sparse)", sparse(2e9), 400),
@@ -116,6 +127,17 @@ ATTACKS = (
     Attack("answer: a million ones in Python's form", repeated(b"['a',", b"1,", b"1]", 1e6), 1500, "unreadable"),
     Attack("answer: a million open quotes", repeated(b"x", b'\\"', b"", 1e6), 400, "unreadable"),
     Attack("answer: 1 MB that breaks off", repeated(b"[", b'{"a":[', b"", 1e6), 400, "unreadable"),
+    Attack("request: a path of 600 KB", repeated(b"", b"x/", b"", 6e5), 100),
+    Attack("request: 8 MB of percent signs", repeated(b"data:text/csv,", b"%", b"", 8e6), 150),
+    Attack("request: 32 MB of base64", repeated(b"data:text/csv;base64,", b"AAAA", b"", 3.2e7), 150),
+    Attack("request: 12 MB of escapes", repeated(b"data:application/json,[", b"%31,", b"1]", 8e6), 400, "read"),
+    Attack("adapter: equal patterns", repeated(LORA + b', "rank_pattern": {', b'"a": 8, ', b'"b": 8}}', 8e6), 150, "read"),
+    Attack("adapter: 32 MB of a pattern", repeated(LORA + b', "exclude_modules": "', b"(.*)*", b'"}', 3.2e7), 300),
+    Attack("adapter: nested 10 million deep", repeated(LORA + b', "x": ', b"[", b"", 1e7), 150),
+    Attack("weights: an index of names", repeated(b'{"weight_map": {', b'"a": "../x", ', b'"b": 1}}', 1e7), 300),
+    Attack("weights: an index nested 10 million deep", repeated(b'{"weight_map": ', b"[", b"", 1e7), 150),
+    Attack("tokens: 20 MB of backslashes", repeated(b"", b"\\", b"u003c", 2e7), 300, "read"),
+    Attack("tokens: 20 MB of escapes", repeated(b"", b"\\u003c|im_", b"", 2e7), 600, "read"),
     Attack("answer: 200 MB", repeated(b"[", b"1,", b"1]", 2e8), 1500, "unreadable"),
 )  # fmt: skip
 
@@ -136,7 +158,7 @@ def main() -> int:
 def _try(attack: Attack, options: argparse.Namespace, idle: dict[str, int]) -> bool:
     kind = attack.name.partition(":")[0]
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
-    path = folder / f"a.{'csv' if kind == 'csv' else 'jsonl' if kind in ('chatts', 'predictions') else 'json'}"
+    path = folder / NAMES.get(kind, "a.json")
     try:
         attack.write(path, options.scale)
         status, said, peak, seconds = _run(_reading(kind), path, options.timeout)
@@ -158,7 +180,8 @@ def _reading(kind: str) -> str:
         "from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError\n"
         f"path = Path(sys.argv[1])\ntry:\n    {code}\n"
         "except (GdshError, EvaluateError) as err:\n    print(err)\n    sys.exit(3)\n"
-        "except ValueError as err:\n    print(err)\n    sys.exit(3 if str(path) in str(err) else 1)\n"
+        "except ValueError as err:\n    print(err)\n"
+        "    sys.exit(3 if str(path) in str(err) or type(err).__name__ == 'SourceError' else 1)\n"
     )
 
 
