@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from llamafactory_ext.toolbox.cli import demo as cli
 from llamafactory_ext.toolbox.demo.data import NAMING, POINTS, make_entries, write_data
 from llamafactory_ext.toolbox.demo.folder import MARKER, ForeignFolderError
 from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
@@ -153,6 +155,19 @@ def test_refuses_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
     with pytest.raises(ForeignFolderError, match=r"exists and was not made by the demo.*name another folder"):
         write_data(tmp_path / "data")
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "own.csv"]
+
+
+def test_the_command_names_a_folder_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own").touch()
+    for full in ([], ["--full"]):
+        monkeypatch.setattr(sys, "argv", ["llamafactory-ext demo", str(tmp_path), *full])
+        assert cli.main() == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model'} exists and was not made by the demo")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "own"]
 
 
 def test_replaces_its_own_folder_whole(tmp_path: Path) -> None:
