@@ -22,7 +22,7 @@ OTHERS = ("README.zh.md", "CONTRIBUTING.md", "dataset_info/README.md", "tools/RE
 PAGES = ("README.md", *OTHERS, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 
 
-COMING = ("docs/import.md", "docs/effects.md", "docs/security.md")  # being written; then this line goes
+COMING = ("docs/effects.md", "docs/security.md")  # being written; then this line goes
 
 
 def read(name: str) -> str:
