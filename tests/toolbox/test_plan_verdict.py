@@ -336,7 +336,7 @@ def test_output_folder(make: Make, tmp_path: Path) -> None:
     assert level("new") == "ok"
     (out / "checkpoint-50").mkdir(parents=True)
     (out / "checkpoint-50" / "trainer_state.json").write_text('{"global_step": 50}')
-    assert level("the run goes on from step 50") == "warning"
+    assert level("the run resumes from step 50") == "warning"
     adapter = out / "checkpoint-50" / "adapter_config.json"
     adapter.write_text('{"base_model_name_or_path": "other/model"}')
     assert level("is a run of other/model, this is one of none/ChatTS-14B") == "fault"

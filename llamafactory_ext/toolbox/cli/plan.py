@@ -1,4 +1,4 @@
-"""Tells before a run whether, how long and with how many steps it will go: nothing is trained, no weights are loaded.
+"""Says before a run whether, how long and with how many steps it will go: nothing is trained, no weights are loaded.
 
 llamafactory-ext plan yaml/2080ti_qlora.yaml
 llamafactory-ext plan yaml/2080ti_qlora.yaml dataset=train max_steps=200 --gpu 3060

@@ -99,7 +99,7 @@ def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
 def on_host(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
     """Returns the bytes in the machine's memory, all its processes together, by part; an upper bound is their sum.
 
-    On a CPU the device is that memory: what `on_device` tells is then in "training".
+    On a CPU the device is that memory: what `on_device` returns is then in "training".
     """
     processes = settings.processes
     if settings.device == "cpu":

@@ -62,11 +62,11 @@ def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
     if recipe.get("flash_attn") == "fa2":
         yield _needs("flash_attn", "flash_attn: fa2", "flash_attn: sdpa, which needs nothing")
     if recipe.get("enable_liger_kernel"):
-        yield Check("warning", "enable_liger_kernel: LLaMA-Factory does not know ChatTS there, and goes on without it")
+        yield Check("warning", "enable_liger_kernel: LLaMA-Factory does not know ChatTS there, and does without it")
 
 
 def _driver(versions: str, usable: bool) -> Iterator[Check]:
-    """What NVIDIA's own tool tells of driver and cards, where it is installed."""
+    """What NVIDIA's own tool reports of driver and cards, where it is installed."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return
@@ -74,7 +74,7 @@ def _driver(versions: str, usable: bool) -> Iterator[Check]:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as err:
-        yield Check("warning", f"nvidia-smi can't tell of a card ({err}); is the driver loaded?")
+        yield Check("warning", f"nvidia-smi finds no card ({err}); is the driver loaded?")
         return
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
     for driver, name, used in rows:
@@ -163,7 +163,7 @@ def _output(recipe: Recipe) -> Iterator[Check]:
         return
     step = _read(last / "trainer_state.json").get("global_step")
     yield Check(
-        "warning", f"output_dir {folder}: the run goes on from step {step}; overwrite_output_dir=true starts over"
+        "warning", f"output_dir {folder}: the run resumes from step {step}; overwrite_output_dir=true starts over"
     )
 
 

@@ -42,7 +42,7 @@ def prepare(options: Options, progress: Progress = lambda done, total: None) -> 
 
     Raises:
         UsageError: the options cannot be carried out; nothing was done.
-        PrepareError: the run cannot go on, for want of disk or memory for example; no output was changed.
+        PrepareError: the run cannot continue, for want of disk or memory for example; no output was changed.
     """
     check_options(options)
     try:
@@ -78,7 +78,7 @@ def _prepare(options: Options, progress: Progress) -> dict[str, Any]:
 
 
 def _stopped(spool: Spool, tally: Tally, options: Options) -> bool:
-    """Whether faults forbid to write. Work still goes on then, so that all of them are reported at once."""
+    """Whether faults forbid to write. Work still continues then, so that all of them are reported at once."""
     if any(fault.record is None for fault in spool.faults):
         return True
     return bool(spool.faults or tally.faults) and not options.drop_faulty

@@ -81,7 +81,7 @@ class SeriesFacts:
 
 @dataclass(frozen=True, slots=True)
 class RecordFacts:
-    """One record as it was converted. `fault` tells why it can't be used; everything else is empty then."""
+    """One record as it was converted. `fault` says why it can't be used; everything else is empty then."""
 
     name: str
     fault: str = ""
