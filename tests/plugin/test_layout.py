@@ -28,7 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("autoload",),
     ("toolbox.session",),
     ("toolbox.pages",),
-    ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate", "toolbox.detect"),
+    ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate"),
+    ("toolbox.demo", "toolbox.detect"),
     ("toolbox.cli",),
     ("__main__",),
 )
