@@ -19,7 +19,8 @@ import llamafactory_ext
 PACKAGE = ROOT / "llamafactory_ext"
 # From the lowest to the highest. What stands in one line does not import one another.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "series", "files"),
+    ("errors", "series"),
+    ("files",),
     ("gdsh",),
     ("plugin",),
     ("model",),

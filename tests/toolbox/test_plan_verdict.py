@@ -322,7 +322,7 @@ def test_driver(
     found = [level for line, level in said(make()).items() if ", driver " in line and text in line]
     assert found == ([level] if level else [])
     program.write_text("#!/bin/sh\nexit 9\n")
-    assert said(make())[next(line for line in said(make()) if "nvidia-smi can't tell" in line)] == "warning"
+    assert said(make())[next(line for line in said(make()) if "nvidia-smi finds no card" in line)] == "warning"
 
 
 def test_output_folder(make: Make, tmp_path: Path) -> None:
