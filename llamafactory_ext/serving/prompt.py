@@ -203,7 +203,7 @@ def _parts(message: Any, name: str, series: list[FloatArray], folder: Path | Non
         except SourceError as err:
             raise SourceError(f"{where}: {err}", err.status) from err
         if read.filled:
-            logger.info_rank0(f"{where}: {read.filled} cells that hold no number are interpolated.")
+            logger.info_rank0(f"{where}: {read.filled} cells that hold no value are interpolated.")
         series.append(read.values)
         yield None
 
