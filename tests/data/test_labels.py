@@ -239,9 +239,8 @@ def test_chatts_records_without_label_are_predicted(tmp_path: Path, tokenise: Ca
 
 def test_what_has_no_label_is_not_scored(tmp_path: Path) -> None:
     pytest.importorskip("aeon")
-    from llamafactory_ext.toolbox.evaluate.errors import EvaluateError
 
-    from llamafactory_ext.toolbox.evaluate.predictions import Prediction
+    from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction
     from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
     prompts = [f"{describe(level + np.arange(50.0))}<ts>" for level in range(3)]
