@@ -52,6 +52,25 @@ def as_series(values: Any) -> FloatArray:
     return series
 
 
+def refuse_encoded(series: FloatArray) -> None:
+    """Refuses what `encode` gives, scaled values and a mask of ones in turn: it would be scaled a second time.
+
+    Raises:
+        SeriesError: the series looks so.
+    """
+    values, mask = series[0::2], series[1::2]
+    if len(series) < 8 or len(values) != len(mask):
+        return
+    ones = int((mask == 1).sum())  # behind them what fills a shorter series up: zeros
+    fits = (mask[:ones] == 1).all() and not mask[ones:].any() and not values[ones:].any()
+    if ones >= 4 and fits and np.abs(values).max() <= _LIMIT + 0.01 and len(np.unique(values[:ones])) > 2:
+        raise SeriesError(
+            f"found a series of {len(series)} numbers of which every second one is 1: scaled values and their mask, "
+            "as the model takes them; expected the series as it was measured: take it from before the processor, "
+            "or every second number times the scaling, less the offset"
+        )
+
+
 def scale(series: FloatArray) -> tuple[FloatArray, float, float]:
     """Returns the scaled series and the ``offset`` and ``scaling`` that the prompt tells.
 

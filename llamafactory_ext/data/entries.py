@@ -4,16 +4,39 @@ Wraps ``DatasetAttr.join`` of ``llamafactory.data.parser``, which reads an entry
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from llamafactory_ext.data.formats import FORMATS
-from llamafactory_ext.errors import printable
+from llamafactory_ext.errors import excerpt, printable
+from llamafactory_ext.gdsh import TableOptions
 
 
 # Columns that the converters add to LLaMA-Factory's own: the record's name for messages, and what was found in it.
 RECORD, NOTES = "_record", "_notes"
+
+
+def _words(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    words = entry.get("normal_types", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"normal_types is {excerpt(words)}; expected a list of words, e.g. ['健康', 'healthy']")
+    return tuple(words)
+
+
+def _table(entry: Mapping[str, Any]) -> TableOptions:
+    """The keys about tables; what is wrong names its own key."""
+    for key in ("value_column", "quality_column"):
+        if not isinstance(entry.get(key), str | None):
+            raise ValueError(f"{key} is {excerpt(entry[key])}; expected a column's name")
+    missing = entry.get("missing_values", [])
+    if not isinstance(missing, list) or not all(isinstance(one, str | int | float) for one in missing):
+        raise ValueError(f"missing_values is {excerpt(missing)}; expected a list of numbers or words, e.g. [-9999]")
+    return TableOptions(entry.get("value_column"), entry.get("quality_column"), tuple(map(str, missing)))
+
+
+OPTIONS: dict[str, Callable[[Mapping[str, Any]], Any]] = {"normal_types": _words, "table": _table}
+"""Keys of an entry beside upstream's, with what reads them (ValueError where they can't be right)."""
 
 
 def record_name(example: Mapping[str, Any], number: int) -> str:
@@ -47,6 +70,11 @@ def complete(entry: dict[str, Any]) -> dict[str, Any]:
             f"dataset_info.json: an entry with formatting `{formatting}` needs `file_name`, a local file."
         )
     form.check_entry(entry, name)
+    for read in OPTIONS.values():
+        try:
+            read(entry)
+        except ValueError as err:
+            raise ValueError(f"dataset_info.json: {name}: {err}") from err
     completed = {**entry, "formatting": formatting, "columns": {**form.columns, **columns}}
     tags = {**form.tags, **entry.get("tags", {})}
     return {**completed, "tags": tags} if tags else completed  # an empty `tags` would unset upstream's defaults
@@ -67,6 +95,8 @@ def install(upstream: ModuleType) -> str | None:
         join(self, entry)
         if entry.get("formatting") in FORMATS:
             self.timeseries = entry["columns"].get("timeseries")
+            for key, read in OPTIONS.items():
+                setattr(self, key, read(entry))
 
     attr_class.join = join_with_timeseries
     return "wrapped"

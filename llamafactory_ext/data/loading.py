@@ -32,10 +32,14 @@ logger = logging.get_logger("llamafactory.ext")  # below LLaMA-Factory's own, so
 
 _WORDING = {
     "markers_moved": "prompts without marker, series put in front",
-    "values_filled": "values that were no finite number, interpolated in place",
+    "values_filled": "empty cells or words for a missing value, interpolated in place",
+    "labels_over_filled": "labelled intervals that hold interpolated rows: there is no anomaly to be seen there",
     "series_beside": "series found in a folder beside `folder`",
     "names_differ": "series whose CSV is named differently from the picture (one name ends with the other)",
     "answers_rewritten": "answers rewritten as one JSON object",
+    "intervals_renamed": "answer entries whose interval stood under another key, now `interval`",
+    "normal_entries": "answer entries of a normal state (无异常, normal, …; `normal_types`) left out: no anomalies",
+    "normal_beside_anomalies": "answers that held both anomalies and a normal state",
     "entries_without_interval": "answer entries without interval left out",
     "answers_emptied": "answers that have no interval left, and now say that nothing was found",
     "duplicate_entries": "duplicate answer entries left out",
@@ -59,6 +63,9 @@ def install(upstream: ModuleType) -> str | None:
         if dataset_attr.formatting not in FORMATS:
             return upstream_load(dataset_attr)
         require()
+        dataset_attr = copy.copy(dataset_attr)
+        # Where a run only predicts, records may lack their answers.
+        dataset_attr.unlabelled = training_args.predict_with_generate and not training_args.do_train
         dataset = _load_noted(dataset_attr, model_args, data_args, upstream_load)
         return _settle(dataset, _source(dataset_attr, data_args))
 
@@ -150,6 +157,7 @@ def _settle(dataset: Any, source: Path) -> Any:
     records: Counter[str] = Counter()
     names: list[str] = []
     said: list[tuple[str, str]] = []
+    files: dict[str, list[str]] = {}
     for number, example in enumerate(dataset.select_columns([RECORD, NOTES])):
         note = json.loads(example[NOTES])
         names.append(record_name(example, number))
@@ -159,6 +167,9 @@ def _settle(dataset: Any, source: Path) -> Any:
             continue
         counts = {key: note[key] for key in _WORDING if note[key]}
         totals.update(counts)
+        for kind, text in note["remarks"]:
+            if kind != "name":  # which are counted
+                files.setdefault(kind, []).append(text)
         records.update(counts.keys())
     if faults:
         lines = [f"{source}: {len(faults)} of {len(dataset)} records can't be used.", *listing(faults, len(faults))]
@@ -167,6 +178,9 @@ def _settle(dataset: Any, source: Path) -> Any:
     for key, wording in _WORDING.items():
         if totals[key]:
             logger.info_rank0(f"  {totals[key]} {wording} (in {records[key]} records).")
+    for texts in files.values():
+        once = list(dict.fromkeys(texts))
+        logger.info_rank0(f"  {once[0]}" + (f" … and {len(once) - 1} other files alike." if len(once) > 1 else "."))
     later = sorted(row for rows in contradicting(said) for row in rows if said[row] != said[rows[0]])
     if later:
         found = f"{len(later)} records contradict an earlier one: same series, same prompt, another answer"

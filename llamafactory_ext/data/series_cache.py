@@ -5,6 +5,7 @@ on to worker processes.
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from llamafactory_ext.files import private_folder
-from llamafactory_ext.gdsh import Series, read_series
+from llamafactory_ext.gdsh import Series, TableOptions, read_series
 
 
 _FOLDER = "LLAMAFACTORY_EXT_SERIES"
@@ -38,21 +39,24 @@ def shared_series(cache: Path) -> Iterator[None]:
                 os.environ[_FOLDER] = before
 
 
-def read_once(path: str) -> Series:
+def read_once(path: str, options: TableOptions = TableOptions()) -> Series:  # noqa: B008 - it is frozen
     """Reads a CSV file, or takes what this process or another one has read of it.
 
     Raises:
         GdshError: see ``read_series``.
     """
     if _FOLDER not in os.environ:
-        return read_series(path)
-    stored = Path(os.environ[_FOLDER], hashlib.sha256(path.encode()).hexdigest()[:32] + ".npy")
+        return read_series(path, options)
+    digest = hashlib.sha256(f"{path}\0{options}".encode(errors="surrogatepass")).hexdigest()[:32]
+    stored = Path(os.environ[_FOLDER], f"{digest}.npz")
     with FileLock(f"{stored}.lock"):
         if not stored.exists():
-            series = read_series(path)
-            # The number of filled rows in front; a temporary name, lest a full disk leave half a series.
-            np.save(stored.with_suffix(".part.npy"), np.append(np.float64(series.filled), series.values))
-            stored.with_suffix(".part.npy").replace(stored)
+            series = read_series(path, options)
+            # A temporary name, lest a full disk leave half a series.
+            part = stored.with_suffix(".part.npz")
+            np.savez(part, values=series.values, gaps=series.gaps, remarks=json.dumps(series.remarks))
+            part.replace(stored)
             return series
-    values = np.load(stored)
-    return Series(values[1:], int(values[0]))
+    with np.load(stored) as found:
+        remarks = tuple((kind, text) for kind, text in json.loads(str(found["remarks"])))
+        return Series(found["values"], found["gaps"], remarks)

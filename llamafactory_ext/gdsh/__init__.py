@@ -8,22 +8,38 @@ from llamafactory_ext.errors import GdshError
 
 from .annotations import Row, read_annotations
 from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
-from .pictures import SeriesFile, SeriesIndex, index_files, index_series, picture_name, show_pictures
+from .entries import NORMAL_TYPES, normal_types
+from .layout import TableOptions
+from .pictures import (
+    Matches,
+    SeriesFile,
+    SeriesIndex,
+    index_files,
+    index_series,
+    is_renamed,
+    picture_name,
+    show_pictures,
+)
 from .prompts import place_markers, refuse_control_tokens, unescaped
 from .tables import Series, read_series
 
 
 __all__ = [
+    "NORMAL_TYPES",
     "Anomaly",
     "Answer",
     "GdshError",
+    "Matches",
     "Row",
     "Series",
     "SeriesFile",
     "SeriesIndex",
+    "TableOptions",
     "check_intervals",
     "index_files",
     "index_series",
+    "is_renamed",
+    "normal_types",
     "parse_answer",
     "picture_name",
     "place_markers",

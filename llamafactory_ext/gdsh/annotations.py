@@ -7,6 +7,7 @@ from pathlib import Path
 from llamafactory_ext.errors import GdshError, excerpt, printable
 
 from .answers import Answer, parse_answer
+from .entries import NORMAL_TYPES
 from .prompts import refuse_control_tokens
 from .records import read_records
 
@@ -26,6 +27,8 @@ class Row:
     """Answers that were a list or an object instead of text, and now are JSON text."""
     without_interval: int = 0
     duplicates: int = 0
+    normal: int = 0
+    renamed: int = 0
 
     def as_dict(self, role_tag: str, content_tag: str) -> dict[str, object]:
         """The record in plain types, the same ones for every record, to be written as a line of JSON."""
@@ -38,6 +41,8 @@ class Row:
             "rewritten": self.rewritten,
             "without_interval": self.without_interval,
             "duplicates": self.duplicates,
+            "normal": self.normal,
+            "renamed": self.renamed,
         }
 
 
@@ -50,6 +55,7 @@ def read_annotations(
     content_tag: str,
     system: str | None,
     assistant_tag: str = "assistant",
+    normal: frozenset[str] = NORMAL_TYPES,
 ) -> Iterator[Row]:
     """Read a JSON list of records, or a file with one record a line; only one record is held at a time.
 
@@ -61,6 +67,7 @@ def read_annotations(
         content_tag: key of a message's text.
         system: key of the record's system prompt, or None where there is none.
         assistant_tag: the role whose text may also be a list or an object.
+        normal: types that mean the normal state.
 
     Raises:
         GdshError: the file cannot be read as JSON, raised when that place is reached. A fault of a single record
@@ -71,13 +78,15 @@ def read_annotations(
         try:
             row = replace(row, pictures=_pictures(record, images))
             row = replace(row, system=_system(record, system))
-            turns, answers = _turns(record, messages, role_tag, content_tag, assistant_tag)
+            turns, answers = _turns(record, messages, role_tag, content_tag, assistant_tag, normal)
             row = replace(
                 row,
                 turns=turns,
                 rewritten=len(answers),
                 without_interval=sum(answer.without_interval for answer in answers),
                 duplicates=sum(answer.duplicates for answer in answers),
+                normal=sum(answer.normal for answer in answers),
+                renamed=sum(answer.renamed for answer in answers),
             )
         except GdshError as error:
             row = replace(row, fault=str(error))
@@ -95,7 +104,7 @@ def _pictures(record: object, images: str) -> tuple[str, ...]:
 
 
 def _turns(
-    record: object, messages: str, role_tag: str, content_tag: str, assistant_tag: str
+    record: object, messages: str, role_tag: str, content_tag: str, assistant_tag: str, normal: frozenset[str]
 ) -> tuple[tuple[tuple[str, str], ...], list[Answer]]:
     """The conversation, and the answers in it that had to be turned into text."""
     found = _member(_object(record, "the record"), messages, "the record")
@@ -108,7 +117,7 @@ def _turns(
         role = _text(_member(_object(message, name), role_tag, name), f"{role_tag!r} of {name}")
         content = _member(_object(message, name), content_tag, name)
         if role == assistant_tag and isinstance(content, (list, dict)):
-            answers.append(parse_answer(content))
+            answers.append(parse_answer(content, normal))
             content = answers[-1].text
         text = _text(content, f"{content_tag!r} of {name} ({printable(role)})")
         refuse_control_tokens(text, by_model=role == assistant_tag)

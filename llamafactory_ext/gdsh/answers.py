@@ -1,21 +1,22 @@
 """Answers: whatever an annotator's tool wrote becomes one valid JSON text, or an error that says why not.
 
-A text that is a JSON object or list already stays as it is, to the byte. What can be read in exactly one
-way otherwise (JSON objects joined by commas, Python literals, values that are no text at all) is written
-anew as `{"status": "success", "detected_anomalies": [...]}`, sorted by interval. Anything else is refused.
+A text that is a JSON object or list already stays as it is, to the byte, unless it names an interval under another key
+than `interval`, or the normal state among its anomalies. What can be read in exactly one way otherwise (JSON objects
+joined by commas, Python literals, values that are no text at all) is written anew as
+`{"status": "success", "detected_anomalies": [...]}`, sorted by interval. Anything else is refused.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamafactory_ext.errors import GdshError, excerpt
 
 from .dialects import FIX, MAX_ANSWER, read_json, read_parts
+from .entries import NORMAL_TYPES, Pair, has_remarks_only, is_entry, is_normal, list_key, locate
 
 
 _EMPTY = '{"status": "success", "detected_anomalies": []}'
-_ENVELOPE = {"status", "detected_anomalies"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,14 @@ class Answer:
     """Entries left out because they mark no interval; 0 unless rewritten."""
     duplicates: int
     """Entries left out because an equal one is kept; 0 unless rewritten."""
-    intervals: tuple[tuple[int, int], ...]
+    intervals: tuple[Pair, ...]
     """The intervals that `text` names, in its order: 0-based, both ends counted, not yet checked."""
+    normal: int = 0
+    """Entries left out because their type is the normal state."""
+    renamed: int = 0
+    """Entries whose interval stood under another key, or several in one."""
+    was_json: bool = False
+    """Whether the record held a JSON object or list."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Anomaly:
     @property
     def type(self) -> str:
         """The anomaly's type, empty where the entry names none."""
-        return str(self.fields.get("type", ""))
+        kind = self.fields.get("type")
+        return "" if kind is None else str(kind)
 
     @property
     def reason(self) -> str:
@@ -56,17 +64,21 @@ class Anomaly:
         return str(self.fields.get("reason", ""))
 
 
-def parse_answer(value: object) -> Answer:
+def parse_answer(value: object, normal: frozenset[str] = NORMAL_TYPES) -> Answer:
     """Read one answer, a text or a list or an object, into JSON.
+
+    Args:
+        value: what the record holds.
+        normal: types that mean the normal state, see `entries.normal_types`.
 
     Raises:
         GdshError: the answer is empty, cut off, wrapped in other text, no JSON, or holds a bad entry.
     """
     try:
         if isinstance(value, str):
-            return _parse_text(value)
+            return _parse_text(value, normal)
         if isinstance(value, (list, dict)):
-            return _rewrite([value])
+            return _rewrite([value], normal)
     except (RecursionError, MemoryError) as error:
         raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
     raise GdshError(f"the answer is {excerpt(value)}, neither text nor a list nor an object; {FIX}")
@@ -75,11 +87,14 @@ def parse_answer(value: object) -> Answer:
 def read_anomalies(text: str) -> tuple[list[Anomaly], int]:
     """Read the anomalies of an answer that `parse_answer` gave, and count its entries that mark no interval.
 
+    The normal state is not among them: `parse_answer` has left it out.
+
     Raises:
         GdshError: JSON, but not made of anomalies: another status, another key, entries of another kind.
     """
     try:
-        return _anomalies([read_json(text)])
+        found = _anomalies([read_json(text)], frozenset())
+        return found.anomalies, found.without
     except RecursionError as error:
         raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
 
@@ -115,27 +130,106 @@ def check_intervals(intervals: Sequence[tuple[int, int]], lengths: Sequence[int]
         )
 
 
-def _parse_text(text: str) -> Answer:
+@dataclass
+class _Found:
+    """What is found in an answer."""
+
+    anomalies: list[Anomaly] = field(default_factory=list)
+    without: int = 0
+    normal: int = 0
+    renamed: int = 0
+
+    def take(self, entry: Mapping[str, object]) -> list[dict[str, object]]:
+        """Note an entry's anomalies, and give the entries, one an interval, that say the same."""
+        intervals, rest, renamed = locate(entry)
+        fields = {key: rest[key] for key in ("type", "reason") if key in rest} | rest
+        self.anomalies += [Anomaly(start, end, fields) for start, end in intervals]
+        self.renamed += renamed
+        self.without += not intervals
+        if not renamed:
+            return [dict(entry)]
+        return [{"interval": [start, end], **fields} for start, end in intervals]
+
+
+def _parse_text(text: str, normal: frozenset[str]) -> Answer:
     if len(text) > MAX_ANSWER:
         raise GdshError(f"the answer has {len(text):,} characters; at most {MAX_ANSWER:,} are read: shorten it")
     if not text.strip():
-        raise GdshError(f"the answer is empty; for a series without anomalies write {_EMPTY}")
+        raise GdshError(
+            f"the answer is empty; for a series without anomalies write {_EMPTY}; one that is only to be answered "
+            "needs none where a run predicts (predict_with_generate, no do_train)"
+        )
     try:
         whole = read_json(text)
     except ValueError:
-        return _rewrite(read_parts(text))
+        return _rewrite(read_parts(text), normal)
     if not isinstance(whole, (dict, list)):
         raise GdshError(f"the answer is JSON, but neither object nor list: {excerpt(text)}; {FIX}")
-    return Answer(text, False, 0, 0, tuple(_named_intervals(whole)))
+    found = _Found()
+    settled = _settle(whole, found, normal)
+    intervals = tuple((one.start, one.end) for one in found.anomalies)
+    if not found.normal and not found.renamed:
+        return Answer(text, False, 0, 0, intervals, was_json=True)
+    bare = not settled if isinstance(whole, dict) else not (found.anomalies or found.without)
+    text = _EMPTY if bare else _dump(settled[0] if isinstance(whole, dict) else settled)
+    return Answer(text, True, 0, 0, intervals, found.normal, found.renamed, was_json=True)
 
 
-def _rewrite(values: Sequence[object]) -> Answer:
+def _settle(value: object, found: _Found, normal: frozenset[str], *, inside: bool = False) -> list[object]:
+    """Give JSON anew, in its order, each interval under `interval` and the normal state left out.
+
+    Args:
+        value: an object, or a list of them.
+        found: takes what is found.
+        normal: types that mean the normal state.
+        inside: whether `value` is a list of anomalies, or stands in one.
+    """
+    if isinstance(value, list):
+        settled: list[object] = []
+        for item in value:
+            settled += (
+                [_settle(item, found, normal, inside=inside)]
+                if isinstance(item, list)
+                else _settle(item, found, normal, inside=inside)
+            )
+        return settled
+    if not isinstance(value, dict):
+        if inside and is_normal(value, normal):
+            found.normal += 1
+            return []
+        if inside:
+            raise GdshError(
+                f"{excerpt(value)} is no anomaly; expected an object with interval, type and reason; {FIX}"
+            )
+        return [value]
+    key = list_key(value) if value.get("interval") is None else None
+    if key is not None:
+        inner = value[key]
+        if inner is None or inner == []:
+            return [value]
+        known = len(found.anomalies)
+        listed = _settle(inner, found, normal, inside=True)
+        renamed = key != "detected_anomalies"
+        found.renamed += renamed * (len(found.anomalies) - known)
+        return [
+            {"detected_anomalies" if name == key else name: listed if name == key else value[name] for name in value}
+        ]
+    if not inside and not is_entry(value):
+        return [value]
+    if is_normal(value, normal):
+        found.normal += 1
+        return []
+    return list(found.take(value))
+
+
+def _rewrite(values: Sequence[object], normal: frozenset[str]) -> Answer:
     """Collect the entries of all `values`: with interval, sorted, each once."""
-    found, without = _anomalies(values)
-    kept = {_order(anomaly): anomaly for anomaly in reversed(found)}
+    found = _anomalies(values, normal)
+    kept = {_order(anomaly): anomaly for anomaly in reversed(found.anomalies)}
     chosen = [kept[order] for order in sorted(kept)]
     intervals = tuple((anomaly.start, anomaly.end) for anomaly in chosen)
-    return Answer(write_answer(chosen), True, without, len(found) - len(chosen), intervals)
+    duplicates = len(found.anomalies) - len(chosen)
+    return Answer(write_answer(chosen), True, found.without, duplicates, intervals, found.normal, found.renamed)
 
 
 def _order(anomaly: Anomaly) -> tuple[int, int, str, str, str]:
@@ -143,23 +237,26 @@ def _order(anomaly: Anomaly) -> tuple[int, int, str, str, str]:
     return anomaly.start, anomaly.end, anomaly.type, reason, rest
 
 
-def _anomalies(values: Sequence[object]) -> tuple[list[Anomaly], int]:
-    """The anomalies of all `values`, as found, and how many entries mark no interval."""
-    entries = [entry for value in values for entry in _entries(value)]
-    found = []
-    for entry in entries:
-        if entry.get("interval") is not None:
-            fields: dict[str, object] = {key: entry[key] for key in ("type", "reason") if key in entry}
-            fields |= {key: entry[key] for key in entry if key not in fields and key != "interval"}
-            found.append(Anomaly(*_pair(entry["interval"]), fields))
-    return found, len(entries) - len(found)
+def _anomalies(values: Sequence[object], normal: frozenset[str]) -> _Found:
+    """The anomalies of all `values`, as found."""
+    found = _Found()
+    for value in values:
+        for entry in _entries(value, normal):
+            if is_normal(entry, normal):
+                found.normal += 1
+            else:
+                found.take(entry)
+    return found
 
 
-def _entries(value: object) -> Iterator[dict[str, object]]:
+def _entries(value: object, normal: frozenset[str]) -> Iterator[dict[str, object]]:
     """Walk the entries of a list, of an object with `detected_anomalies`, or the one that `value` itself is."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _entries(item)
+            yield from _entries(item, normal)
+        return
+    if isinstance(value, str) and is_normal(value, normal):
+        yield {"type": value}
         return
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise GdshError(f"{excerpt(value)} is no anomaly; expected an object with interval, type and reason; {FIX}")
@@ -167,37 +264,16 @@ def _entries(value: object) -> Iterator[dict[str, object]]:
         raise GdshError(
             f"status is {excerpt(value['status'])}, expected 'success'; leave the record out or correct it"
         )
-    if "detected_anomalies" in value:
-        if not isinstance(value["detected_anomalies"], list) or not _ENVELOPE.issuperset(value):
+    key = list_key(value) if value.get("interval") is None else None
+    if key is not None:
+        if not isinstance(value[key], list) or value.keys() - {"status", key}:
             wanted = "expected status, a list detected_anomalies, and no other key"
             raise GdshError(f"{excerpt(value)} cannot be joined: {wanted}; {FIX}")
-        yield from _entries(value["detected_anomalies"])
-    elif "interval" in value or "type" in value:
+        yield from _entries(value[key], normal)
+    elif is_entry(value) or has_remarks_only(value):
         yield value
     else:
         raise GdshError(f"{excerpt(value)} has neither detected_anomalies nor interval nor type; {FIX}")
-
-
-def _named_intervals(value: object) -> Iterator[tuple[int, int]]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _named_intervals(item)
-    elif isinstance(value, dict):
-        if value.get("interval") is not None:
-            yield _pair(value["interval"])
-        yield from _named_intervals(value.get("detected_anomalies"))
-
-
-def _pair(interval: object) -> tuple[int, int]:
-    if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(_is_whole, interval)):
-        return int(interval[0]), int(interval[1])
-    raise GdshError(f"interval is {excerpt(interval)}, expected [start, end], two whole numbers; correct the interval")
-
-
-def _is_whole(number: object) -> bool:
-    if isinstance(number, float):
-        return number.is_integer()
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _dump(value: object, *, sort_keys: bool = False, spaces: bool = True) -> str:

@@ -2,7 +2,8 @@
 
 An annotation names a picture by a path on another machine, so only its file name counts. `X.jpg` belongs to
 `X.csv`; in the field one of the two names often carries a prefix more (`数据集X.csv`, `gdsh_second_X.jpg`),
-and the file may lie in a folder beside the one that was named.
+and the file may lie in a folder beside the one that was named. The prefix must be one of the plant or the data set:
+`LHS2_H2S.jpg` is not `H2S.csv`, which another sensor has written.
 """
 
 import difflib
@@ -11,7 +12,8 @@ import re
 import stat
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
@@ -19,7 +21,9 @@ from pathlib import Path
 from llamafactory_ext.errors import GdshError, excerpt, printable
 
 
-_SUFFIXES = re.compile(r"(?:\.csv)?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)
+_SUFFIXES = re.compile(r"(?:\.(?:csv|tsv|xlsx|parquet))?(?:\.jpg|\.jpeg|\.png)?\Z", re.IGNORECASE)
+_KINDS = (".csv", ".tsv", ".xlsx", ".parquet")  # where several have one name, the first of these kinds counts
+_DATA_SET = "数据集"
 _LONGEST_NAME = 255  # characters: no file system of the field holds a longer one
 _NEAR = 10  # names on either side of a missing one that are compared with it
 
@@ -29,7 +33,7 @@ class SeriesFile:
     """One CSV file, as it was when the folder was indexed."""
 
     stem: str
-    """File name without `.csv`, in Unicode's NFC form."""
+    """File name without its ending, in Unicode's NFC form."""
     path: str
     """Absolute path, symbolic links resolved."""
     size: int
@@ -50,6 +54,8 @@ class Tier:
     by_stem: dict[str, list[SeriesFile]] = field(repr=False)
     backwards: list[str] = field(repr=False)
     """All stems spelt backwards, sorted: neighbours have the same ending."""
+    by_folder: dict[str, list[str]] = field(repr=False)
+    """Stems of each folder, sorted: neighbours have the same beginning."""
 
 
 @dataclass(frozen=True)
@@ -60,33 +66,98 @@ class SeriesIndex:
     own: Tier
     beside: Tier
 
-    def find(self, picture: str) -> SeriesFile:
+    def find(self, picture: str, shared: Container[str] = ()) -> SeriesFile:
         """Find the one CSV file that belongs to `picture`, a path of any machine.
 
         The folder's own files are searched first; the folders beside it only where those give nothing. In
         either, an equal name wins; else one name must be the other's ending, cut after a `_` or where a
-        non-ASCII prefix ends.
+        non-ASCII prefix ends, and what is cut off a known prefix: 数据集, with the name of the folder behind it or
+        without, or what most names in the folder, or most pictures, begin with.
+
+        Args:
+            picture: the picture's path.
+            shared: what most pictures begin with, see `Matches`.
 
         Raises:
             GdshError: none or several files match, or `picture` has no file name.
         """
         stem = _picture_stem(picture)
         for tier in (self.own, self.beside):
-            found = tier.by_stem.get(stem) or _suffix_matches(tier, stem)
+            found = tier.by_stem.get(stem) or [
+                file for file in _suffix_matches(tier, stem) if self._knows(stem, file, tier, shared)
+            ]
             if len({file.path for file in found}) > 1:
                 raise GdshError(_ambiguous(stem, found))
             if found:
                 return found[0]
         raise GdshError(self._missing(stem))
 
+    def _knows(self, stem: str, file: SeriesFile, tier: Tier, shared: Container[str]) -> bool:
+        """Whether what one of two names has more is a prefix of the plant or the data set."""
+        prefix = _prefix(stem, file.stem)
+        bare = prefix.removeprefix(_DATA_SET)
+        folder = _folder(file)
+        names = {Path(self.folder).name, Path(folder).name}
+        if not bare or any(bare.casefold().startswith(f"{name.casefold()}_") for name in names if name):
+            return True
+        if len(file.stem) < len(stem):
+            return prefix in shared or any(_is_common(bare, self.own.by_folder[one]) for one in self.own.by_folder)
+        stems = tier.by_folder[folder]
+        return _is_common(prefix, stems) or (bare != prefix and _count(prefix, stems) == _count(_DATA_SET, stems))
+
     def _missing(self, stem: str) -> str:
         nearest = difflib.get_close_matches(stem, _neighbours(self.own, stem) + _neighbours(self.beside, stem), n=3)
         hint = "the nearest names are " + ", ".join(f"{name + '.csv'!r}" for name in nearest) if nearest else ""
+        alike = [file.stem for tier in (self.own, self.beside) for file in _suffix_matches(tier, stem)][:3]
+        if alike:
+            hint = (
+                f"{', '.join(repr(f'{name}.csv') for name in alike)} ends alike, but {_prefix(stem, alike[0])!r} is "
+                "no prefix that the folder's files or the pictures share, and a sensor is not another one"
+            )
         return (
             f"no CSV file belongs to {stem!r}: searched {self.folder!r} ({len(self.own.files)} CSV files) and the "
             f"folders beside it ({len(self.beside.files)}){'; ' + hint if hint else ''}; put {stem + '.csv'!r} there, "
             "or correct the folder or the picture's name"
         )
+
+
+class Matches:
+    """Which files a whole annotation file's pictures belong to."""
+
+    def __init__(self, index: SeriesIndex, pictures: Iterable[str]) -> None:
+        self.index = index
+        once = dict.fromkeys(pictures)
+        self.shared = _shared_prefixes([stem for picture in once if (stem := _stem_or_none(picture))])
+        claims: dict[str, set[str]] = {}
+        for picture in once:
+            try:
+                file = index.find(picture, self.shared)
+            except GdshError:
+                continue
+            if is_renamed(picture, file):
+                claims.setdefault(file.path, set()).add(_picture_stem(picture).removeprefix(_DATA_SET))
+        self.disputed = {path: sorted(stems) for path, stems in claims.items() if len(stems) > 1}
+        """Files that several pictures of other names would belong to."""
+
+    def find(self, picture: str) -> SeriesFile:
+        """Find the one file that belongs to a picture.
+
+        Raises:
+            GdshError: see `SeriesIndex.find`; or the file would be several pictures'.
+        """
+        file = self.index.find(picture, self.shared)
+        if file.path in self.disputed and is_renamed(picture, file):
+            named = ", ".join(map(repr, self.disputed[file.path][:5]))
+            raise GdshError(
+                f"{file.path!r} would belong to several pictures, by their ending alone: {named}; they are not the "
+                "same sensor: give each CSV file its picture's whole name"
+            )
+        return file
+
+
+def is_renamed(picture: str, file: SeriesFile) -> bool:
+    """Whether a file is called otherwise than its picture."""
+    return _picture_stem(picture) != file.stem
 
 
 def index_series(folder: str | Path) -> SeriesIndex:
@@ -130,7 +201,7 @@ def _walk(root: Path, allowed: Path, *, beside: bool) -> Iterator[SeriesFile]:
     for folder, folders, names in os.walk(root, onerror=None if beside else _refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.startswith(".") or not name.lower().endswith(".csv"):
+            if name.startswith(".") or not name.lower().endswith(_KINDS):
                 continue
             path = Path(folder, name)
             if path.is_symlink():
@@ -142,7 +213,7 @@ def _walk(root: Path, allowed: Path, *, beside: bool) -> Iterator[SeriesFile]:
             except OSError:  # a link to nothing, or a file that has just gone
                 continue
             if stat.S_ISREG(info.st_mode):
-                stem = unicodedata.normalize("NFC", name[:-4])
+                stem = unicodedata.normalize("NFC", Path(name).stem)
                 yield SeriesFile(stem, str(path), info.st_size, info.st_mtime_ns, info.st_ctime_ns, beside)
 
 
@@ -152,10 +223,46 @@ def _refuse(error: OSError) -> None:
 
 def _tier(files: Sequence[SeriesFile]) -> Tier:
     by_stem: dict[str, list[SeriesFile]] = {}
+    by_folder: dict[str, set[str]] = {}
     for file in files:
         by_stem.setdefault(file.stem, []).append(file)
-    by_stem = dict(sorted(by_stem.items()))
-    return Tier(tuple(files), by_stem, sorted(stem[::-1] for stem in by_stem))
+        by_folder.setdefault(_folder(file), set()).add(file.stem)
+    by_stem = {stem: _preferred(by_stem[stem]) for stem in sorted(by_stem)}
+    folders = {folder: sorted(stems) for folder, stems in by_folder.items()}
+    return Tier(tuple(files), by_stem, sorted(stem[::-1] for stem in by_stem), folders)
+
+
+def _preferred(files: list[SeriesFile]) -> list[SeriesFile]:
+    """Those of the first kind that is there: a CSV file beside the workbook that it was saved from."""
+    kinds = [Path(file.path).suffix.lower() for file in files]
+    first = min(kinds, key=lambda kind: _KINDS.index(kind) if kind in _KINDS else len(_KINDS))
+    return [file for file, kind in zip(files, kinds, strict=True) if kind == first]
+
+
+def _folder(file: SeriesFile) -> str:
+    return str(Path(file.path).parent)
+
+
+def _prefix(one: str, other: str) -> str:
+    """What the longer of two names has in front of the shorter one."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer[: len(longer) - len(shorter)]
+
+
+def _count(prefix: str, stems: Sequence[str]) -> int:
+    """How many of sorted stems begin so."""
+    return bisect_left(stems, prefix + chr(0x10FFFF)) - bisect_left(stems, prefix)
+
+
+def _is_common(prefix: str, stems: Sequence[str]) -> bool:
+    count = _count(prefix, stems)
+    return count > 1 and 2 * count > len(stems)
+
+
+def _shared_prefixes(stems: Sequence[str]) -> frozenset[str]:
+    """What more than half of the pictures begin with, two at least."""
+    counts = Counter(_prefix(stem, suffix) for stem in stems for suffix in _suffixes(stem))
+    return frozenset(prefix for prefix, count in counts.items() if count > 1 and 2 * count > len(stems))
 
 
 def _suffixes(stem: str) -> list[str]:
@@ -187,6 +294,13 @@ def show_pictures(pictures: Iterable[str]) -> str:
     """
     names = map(picture_name, pictures)
     return ", ".join(printable(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…") for name in names)
+
+
+def _stem_or_none(picture: str) -> str | None:
+    try:
+        return _picture_stem(picture)
+    except GdshError:
+        return None
 
 
 def _picture_stem(picture: str) -> str:

@@ -1,7 +1,7 @@
 """Answers of a model: read as training data are read, counted by how much good will that took.
 
 strict      JSON (one object or list, each key once, no NaN) made of anomalies, as the model was taught to answer
-lenient     what the converter reads besides: JSON objects joined by commas, Python literals
+lenient     what the converter reads besides: JSON objects joined by commas, Python literals, other keys for intervals
 salvaged    only on request: the whole entries of an answer that breaks off, as it does at ``max_new_tokens``
 unreadable  anything else; it counts as "no anomalies found"
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from llamafactory_ext.gdsh import Anomaly, GdshError, parse_answer, read_anomalies
 from llamafactory_ext.gdsh.dialects import FIX, MAX_ANSWER
+from llamafactory_ext.gdsh.entries import NORMAL_TYPES, is_entry
 
 
 STRICT, LENIENT, SALVAGED, UNREADABLE = FORMS = ("strict", "lenient", "salvaged", "unreadable")
@@ -38,6 +39,8 @@ class Reading:
     """Whether it breaks off inside of a bracket."""
     without_interval: int = 0
     """Entries that mark no interval: left out."""
+    normal: int = 0
+    """Entries that say that there is no anomaly, with an interval or without: left out."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,19 @@ class Placed:
     """How many of `inside` were cut at the series' ends."""
 
 
-def read_answer(text: str, salvage: bool = False) -> Reading:
+def read_answer(text: str, salvage: bool = False, normal: frozenset[str] = NORMAL_TYPES) -> Reading:
     """Read one answer; never raises."""
     try:
-        answer = parse_answer(text)
+        answer = parse_answer(text, normal)
         anomalies, without = read_anomalies(answer.text)
     except (GdshError, RecursionError, MemoryError) as err:
         problem = _ADVICE.sub("", str(err)) or "the answer is nested too deeply"
         cut_off = len(text) <= MAX_ANSWER and _is_cut_off(text)
-        saved = _salvage(text) if salvage and cut_off else ()
+        saved = _salvage(text, normal) if salvage and cut_off else ()
         return Reading(SALVAGED if saved else UNREADABLE, saved, problem, cut_off)
-    form = LENIENT if answer.rewritten else STRICT
-    return Reading(form, tuple(anomalies), without_interval=without + answer.without_interval)
+    form = STRICT if answer.was_json and not answer.renamed else LENIENT
+    without += answer.without_interval
+    return Reading(form, tuple(anomalies), without_interval=without, normal=answer.normal)
 
 
 def place(anomalies: Iterable[Anomaly], length: int) -> Placed:
@@ -89,7 +93,7 @@ def _is_cut_off(text: str) -> bool:
     return bool(waiting)
 
 
-def _salvage(text: str) -> tuple[Anomaly, ...]:
+def _salvage(text: str, normal: frozenset[str]) -> tuple[Anomaly, ...]:
     """The entries before the place where an answer breaks off."""
     decoder, entries, at = json.JSONDecoder(), [], text.find("{")
     while at >= 0:
@@ -100,9 +104,9 @@ def _salvage(text: str) -> tuple[Anomaly, ...]:
         except ValueError:
             end = at + 1
         else:
-            entries += [value] if "interval" in value else []
+            entries += [value] if is_entry(value) else []
         at = text.find("{", end)
     try:
-        return tuple(read_anomalies(parse_answer(entries).text)[0])
+        return tuple(read_anomalies(parse_answer(entries, normal).text)[0])
     except GdshError:
         return ()

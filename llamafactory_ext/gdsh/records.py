@@ -20,15 +20,17 @@ _LONGEST_TOKEN = 20  # more than -Infinity or an escape have
 _SPACE = re.compile(r"[ \t\n\r]*")
 _AFTER = tuple(" \t\n\r,]")  # what ends a number
 _EXPECTED = "expected a JSON list of records, or one record a line"
+_IMPORT = "convert it with `llamafactory-ext import`"
 _TOO_LONG = f"a record of more than {MAX_RECORD:,} characters"
 
 
 def read_records(path: str | Path) -> Iterator[object]:
-    """Yield the items of a JSON list, or of a file with one JSON text a line.
+    """Yield the items of a JSON list, of a file with one JSON text a line, or of one that is a single record.
 
     Raises:
-        GdshError: unreadable, empty, not JSON, a key twice in one object, or a record over `MAX_RECORD`; names line
-            and column. Raised when that place is reached: the records before it have been yielded by then.
+        GdshError: unreadable, empty, not JSON, of another kind, a key twice in one object, or a record over
+            `MAX_RECORD`; names line and column. Raised when that place is reached: the
+            records before it have been yielded by then.
     """
     with open_text(path) as file:
         start, first = file.tell(), ""
@@ -37,7 +39,43 @@ def read_records(path: str | Path) -> Iterator[object]:
         if not first:
             raise GdshError(f"{str(path)!r} is empty; {_EXPECTED}")
         file.seek(start)
-        yield from _items(_Window(file, path)) if first == "[" else _lines(file, path)
+        if first == "[":
+            items = _items(_Window(file, path))
+        else:
+            items = _single(_Window(file, path)) if _goes_on(line) else _lines(file, path)
+        for number, item in enumerate(items):
+            if number == 0:
+                _refuse_foreign(item, path)
+            yield item
+
+
+def _goes_on(line: str) -> bool:
+    """Whether an object that begins in a line does not end there."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line.lstrip()[:1] == "{" and line.endswith("\n") and not line[error.pos :].strip()
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _single(window: "_Window") -> Iterator[object]:
+    window.next_mark()
+    yield window.item()
+    if window.next_mark():
+        raise window.unexpected("Extra data")
+
+
+def _refuse_foreign(record: object, path: str | Path) -> None:
+    """Name a file of another program for what it is."""
+    if not isinstance(record, dict) or "conversations" in record:
+        return
+    notes = record.get("annotations")
+    if "filename" in record and isinstance(notes, list):
+        raise GdshError(f"{str(path)!r} is an annotator's own file (filename, annotations), not records; {_IMPORT}")
+    if ("data" in record and isinstance(notes, list)) or ("timeseriesLabels" in record):
+        raise GdshError(f"{str(path)!r} is an export of Label Studio, not records; {_IMPORT}")
 
 
 def _lines(file: TextIO, path: str | Path) -> Iterator[object]:

@@ -1,10 +1,16 @@
-"""Tables: the `value` column of a CSV file as a series, every row in its place."""
+"""Tables: one column of a CSV file as a series, every row in its place, and what is to be known of it.
+
+Nearly every file is read by Arrow, batch by batch: memory holds the column, never the file. What Arrow refuses,
+or what has quotes or odd lines, is read row by row, twice: to see how its numbers are written, and to read them.
+"""
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,136 +19,309 @@ from pyarrow import csv as arrow_csv
 
 from llamafactory_ext.errors import GdshError, excerpt
 
-from .textfiles import read_text
+from .columns import Watch
+from .layout import SAMPLE, Layout, TableOptions, find_layout, find_separator
+from .numerals import Notation
+from .textfiles import Scan, opened, scan
+from .workbooks import read_parquet, write_as_csv
 
 
-COLUMN = "value"
-MAX_COLUMNS = 4096
-MAX_ROWS = 1 << 22
-"""Lines of a file, blank ones among them: as many points as any checkpoint may place."""
+MAX_ROWS = 1 << 27
+"""Lines of a file, blank ones among them: four years of seconds."""
 
+_BATCH = 1 << 16  # rows
+_BLOCK = 1 << 20  # bytes
 _LONGEST_ROW = 1 << 20  # characters
+_MISSING = [
+    "",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "N/A",
+    "NA",
+    "NULL",
+    "NaN",
+    "n/a",
+    "nan",
+    "null",
+    "None",
+    "Bad",
+    "bad",
+    "BAD",
+]
+
+Floats = npt.NDArray[np.float64]
+Remark = tuple[str, str]
+"""Kind and text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One series, in the units of its CSV file."""
+    """One series, in the units of its file."""
 
-    values: npt.NDArray[np.float64]
+    values: Floats
     """Shape (rows,), all finite."""
-    filled: int
-    """Rows whose cell held no finite number and that were interpolated."""
+    gaps: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Rows that held no value and were interpolated, ascending."""
+    remarks: tuple[Remark, ...] = ()
+    """What is not as usual: ``column``, ``notation``, ``layout``, ``quality``: read so; ``quality_unused``, ``time``,
+    ``sentinel``: perhaps wrong."""
+
+    @property
+    def filled(self) -> int:
+        """How many rows were interpolated."""
+        return len(self.gaps)
+
+    def filled_within(self, start: int, end: int) -> int:
+        """How many rows from `start` to `end`, both counted, were interpolated."""
+        first, after = np.searchsorted(self.gaps, [start, end + 1])
+        return int(after - first)
 
 
-def read_series(path: str | Path) -> Series:
-    """Read the `value` column of a CSV file with a header.
+def read_series(path: str | Path, options: TableOptions = TableOptions()) -> Series:  # noqa: B008 - it is frozen
+    """Read one column of a table with a header: CSV with commas, semicolons or tabs, Excel, Parquet.
 
-    A row whose cell is no finite number keeps its place, so that the answers' intervals stay true, and takes
+    A row whose cell is empty or a word (Bad, NaN) keeps its place, so that the answers' intervals stay true, and takes
     the linear interpolation by row between its finite neighbours (before the first and after the last: theirs).
-    Numbers are what Python's `float` reads, less the underscores that only Python allows.
+    Numbers are what Python's `float` reads, less the underscores that only Python allows, and what `numerals` reads.
 
     Raises:
-        GdshError: unreadable, malformed, no or two `value` columns, no rows, no number in any row, or larger than
-            `MAX_BYTES`, `MAX_ROWS` or `MAX_COLUMNS`.
+        GdshError: unreadable, malformed, no column that is meant, several series, no rows, no number in any row, a
+            cell with digits that is no number, or larger than `textfiles.MAX_TABLE`, `MAX_ROWS` or `MAX_COLUMNS`.
     """
-    text = read_text(path)
-    if not text.strip():
-        raise GdshError(f"{str(path)!r} is empty; expected a header with a column {COLUMN!r} and rows below it")
-    if "\0" in text:
-        raise GdshError(f"{str(path)!r} holds NUL characters; expected a text file: save it as UTF-8 CSV")
-    lines = max(text.count("\n"), text.count("\r"))
-    if lines > MAX_ROWS + 1:
-        raise GdshError(f"{str(path)!r} has {lines:,} lines; at most {MAX_ROWS:,} rows are read: split or thin it")
+    path = Path(path)
     try:
-        values = _plain_values(text)
-        if values is None or not np.isfinite(values).any():
-            values = _numbers(_value_cells(text))
+        if path.suffix.lower() == ".parquet":
+            values, remarks = _read_parquet(path, options)
+        else:
+            data = write_as_csv(path) if path.suffix.lower() == ".xlsx" else None
+            values, remarks = _read_table(scan(path, data), options)
     except GdshError as error:
-        raise GdshError(f"{str(path)!r}: {error}") from error
+        said, name = str(error), repr(str(path))
+        joined = f"{name} {said}" if said.startswith(("is ", "has ", "holds ")) else f"{name}: {said}"
+        raise GdshError(said if said.startswith(name) else joined) from error
     good = np.isfinite(values)
-    rows = np.arange(len(values))
-    values[~good] = np.interp(rows[~good], rows[good], values[good])
-    return Series(values, int((~good).sum()))
+    if good.all():
+        return Series(values, remarks=tuple(remarks))
+    gaps = np.flatnonzero(~good)
+    values[gaps] = np.interp(gaps, np.flatnonzero(good), values[good])
+    return Series(values, gaps, tuple(remarks))
 
 
-def _plain_values(text: str) -> npt.NDArray[np.float64] | None:
-    """Read a table without quotes whose lines have as many fields as the header: nearly every file.
+def _read_parquet(path: Path, options: TableOptions) -> tuple[Floats, list[Remark]]:
+    with opened(path):
+        layout, batches = read_parquet(path, options)
+        return _collect(batches, Watch(layout, options), options, lambda: "no number")
 
-    Arrow refuses every cell that Python's `float` refuses, and a few more; then, and where a line is odd, None:
-    the slow way decides. Four times as fast as that.
-    """
-    header, _, body = text.partition("\n")
-    if header.count(",") >= MAX_COLUMNS:
-        return None
-    names = [name.strip() for name in header.split(",")]
-    if names.count(COLUMN) != 1 or len(names) == 1 or '"' in text or "\r" in text.replace("\r\n", "\n"):
-        return None
-    columns = [str(number) for number in range(len(names))]
-    wanted = columns[names.index(COLUMN)]
-    try:
-        table = arrow_csv.read_csv(
-            pa.py_buffer(body.encode()),
-            read_options=arrow_csv.ReadOptions(use_threads=False, column_names=columns),
-            convert_options=arrow_csv.ConvertOptions(include_columns=[wanted], column_types={wanted: pa.float64()}),
+
+def _read_table(found: Scan, options: TableOptions) -> tuple[Floats, list[Remark]]:
+    lines = max(found.newlines, found.returns)
+    if not found.head.strip():
+        raise GdshError("is empty; expected a header with a column 'value' and rows below it")
+    if found.has_nul:
+        raise GdshError("holds NUL characters; expected a text file: save it as UTF-8 CSV")
+    if lines > MAX_ROWS + 1:
+        raise GdshError(f"has {lines:,} lines; at most {MAX_ROWS:,} rows are read: split or thin it")
+    table = _Table(found, options)
+    if table.is_plain:
+        try:
+            values, remarks = _collect(table.batches(), Watch(table.layout, options), options, lambda: "")
+            if np.isfinite(values).any() and not np.isinf(values).any():
+                return values, [*table.extra, *remarks]
+        except (pa.ArrowInvalid, _NoRows):
+            pass
+    return _read_rows(table, options)
+
+
+def _collect(
+    batches: Iterable[tuple[Floats, dict[str, Any]]], watch: Watch, options: TableOptions, first: Callable[[], str]
+) -> tuple[Floats, list[Remark]]:
+    """Put batches of values together, less those that stand for no value, and hear what else there is to say."""
+    missing = [float(text) for text in options.missing_values if _is_float(text)]
+    parts = []
+    for values, others in batches:
+        for number in missing:
+            values[values == number] = np.nan
+        watch.see(values, others)
+        parts.append(values)
+    if not sum(map(len, parts)):
+        raise _NoRows("a header, but no rows; expected a row for each point in time: export the series anew")
+    values = np.concatenate(parts)
+    del parts
+    if first() and not np.isfinite(values).any():
+        raise GdshError(
+            f"no finite number in {len(values)} rows of {watch.layout.names[watch.layout.value]!r}, the first cell is "
+            f"{first()}; write plain numbers there, or leave the record out"
         )
-    except pa.ArrowInvalid:
-        return None
-    chunks = table.column(0).chunks
-    if table.column(0).null_count:  # empty cells, NA
-        chunks = [chunk.fill_null(float("nan")) for chunk in chunks]
-    # Not to_numpy(), which imports pandas: longer than a hundred files take. A copy, since Arrow's is read-only.
-    return np.concatenate([np.from_dlpack(chunk) for chunk in chunks]) if table.num_rows else None
+    return values, [*watch.layout.remarks, *watch.remarks(values)]
+
+
+class _NoRows(GdshError):
+    """A table without rows; Arrow may see none where blank lines are rows."""
+
+
+class _Table:
+    """A text table: its header is read, its rows can be."""
+
+    def __init__(self, found: Scan, options: TableOptions) -> None:
+        self.scan, self.options = found, options
+        first, _, rest = found.head.partition("\n")
+        self.has_sep = first.strip().strip('"').lower().startswith("sep=") and len(first.strip().strip('"')) <= 5
+        mark = first.strip().strip('"')[4:] or "\t"
+        self.separator = mark if self.has_sep else find_separator(first.split("\r")[0])
+        sample = _sample(rest if self.has_sep else found.head, self.separator, found.is_whole)
+        header = sample[0] if sample else []
+        tail = _sample(found.tail, self.separator, True)
+        head = [row for row in sample[1:] if any(cell.strip() for cell in row)]
+        tail = [row for row in (tail[1:] if found.is_whole else tail) if any(cell.strip() for cell in row)]
+        self.layout: Layout = find_layout(header, head, tail[-3:], options)
+        self.extra: list[Remark] = []
+        if self.separator != ",":
+            self.extra.append(("layout", f"fields parted by {self.separator!r}"))
+        if found.encoding == "utf-16":
+            self.extra.append(("layout", "UTF-16"))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether Arrow may read it: no quotes, no odd line ends, and no column alone, whose blank lines are rows."""
+        found = self.scan
+        return (
+            found.encoding != "utf-16"
+            and not found.has_quotes
+            and found.returns in (0, found.pairs)
+            and len(self.layout.names) > 1
+            and not self.layout.totals
+        )
+
+    def batches(self) -> Iterator[tuple[Floats, dict[str, pa.Array]]]:
+        """Read the table by Arrow.
+
+        Raises:
+            pa.ArrowInvalid: a line with more or fewer fields than the header, or a cell that Arrow can't read.
+        """
+        names = [str(number) for number in range(len(self.layout.names))]
+        places = {"time": self.layout.time, "quality": self.layout.quality, "tag": self.layout.tag}
+        others = {key: str(place) for key, place in places.items() if place is not None and place != self.layout.value}
+        value = str(self.layout.value)
+        types: dict[str, Any] = {value: pa.float64(), **dict.fromkeys(others.values(), pa.binary())}
+        whole = self.scan.data is not None  # then no thread need read ahead, which takes longer than to read
+        reader = (arrow_csv.read_csv if whole else arrow_csv.open_csv)(
+            pa.py_buffer(self.scan.data) if whole else self.scan.open(),
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False,
+                column_names=names,
+                skip_rows=1 + self.has_sep + self.layout.units,
+                block_size=_BLOCK,
+            ),
+            parse_options=arrow_csv.ParseOptions(delimiter=self.separator, quote_char=False),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(types), column_types=types, null_values=[*_MISSING, *self.options.missing_values]
+            ),
+        )
+        for batch in reader.to_batches() if whole else reader:
+            column = batch.column(0)
+            # Not to_numpy(), which imports pandas: longer than a hundred files take. A copy: Arrow's is read-only.
+            values = np.array(np.from_dlpack(column.fill_null(float("nan")) if column.null_count else column))
+            yield values, {key: batch.column(list(types).index(name)) for key, name in others.items()}
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields each row and the line that it ends in.
+
+        Raises:
+            GdshError: malformed CSV, a row with too many fields or characters, or no rows.
+        """
+        with io.TextIOWrapper(self.scan.open(), encoding=self.scan.encoding, newline="") as file:
+            lines = _Lines(file)
+            reader = csv.reader(lines, strict=True, delimiter=self.separator)
+            held: deque[tuple[int, list[str]]] = deque()
+            try:
+                if self.has_sep:
+                    next(reader)
+                next(reader)
+                for number, row in enumerate(_without_blank_lines(reader, len(self.layout.names))):
+                    lines.room = _LONGEST_ROW
+                    if number >= self.layout.units:
+                        held.append((reader.line_num, row))
+                    if len(held) > self.layout.totals:
+                        yield held.popleft()
+            except csv.Error as error:
+                raise GdshError(
+                    f"malformed CSV at line {reader.line_num}: {error}; close its quotes, or export it anew"
+                ) from error
+
+
+def _read_rows(table: _Table, options: TableOptions) -> tuple[Floats, list[Remark]]:
+    """Read a table row by row, twice."""
+    place = table.layout.value
+    notation = Notation(frozenset(options.missing_values))
+    first = None
+    for line, row in table.rows():
+        cell = row[place] if place < len(row) else ""
+        first = cell if first is None else first
+        notation.see(cell, line)
+    notation.settle()
+    watch = Watch(table.layout, options)
+    shown = excerpt(first or "")
+    values, remarks = _collect(_row_batches(table, notation), watch, options, lambda: shown)
+    return values, [*table.extra, *remarks, *([("notation", notation.remark)] if notation.remark else [])]
+
+
+def _row_batches(table: _Table, notation: Notation) -> Iterator[tuple[Floats, dict[str, pa.Array]]]:
+    layout = table.layout
+    places = {"time": layout.time, "quality": layout.quality, "tag": layout.tag}
+    others = {key: place for key, place in places.items() if place is not None and place != layout.value}
+    rows: list[list[str]] = []
+    for _, row in table.rows():
+        rows.append(row)
+        if len(rows) == _BATCH:
+            yield _batch(rows, layout.value, others, notation)
+            rows = []
+    if rows:
+        yield _batch(rows, layout.value, others, notation)
+
+
+def _batch(
+    rows: Sequence[list[str]], value: int, others: dict[str, int], notation: Notation
+) -> tuple[Floats, dict[str, pa.Array]]:
+    def column(place: int) -> list[str]:
+        return [row[place] if place < len(row) else "" for row in rows]
+
+    values = np.array([notation.read(cell) for cell in column(value)], dtype=np.float64)
+    return values, {key: pa.array(column(place), type=pa.string()) for key, place in others.items()}
 
 
 class _Lines:
     """The lines of a text, for a reader of rows: a row may have many lines, but has an end."""
 
-    def __init__(self, text: str) -> None:
-        self.rest = io.StringIO(text, newline="")
-        self.room = _LONGEST_ROW
+    def __init__(self, file: io.TextIOBase) -> None:
+        self.file, self.room, self.begun = file, _LONGEST_ROW, False
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self.rest.readline(self.room + 1)
+        line = self.file.readline(self.room + 1)
         self.room -= len(line)
         if self.room < 0:
             raise GdshError(f"a row of more than {_LONGEST_ROW:,} characters; close its quotes, or export it anew")
         if not line:
             raise StopIteration
+        if not self.begun:
+            line, self.begun = line.removeprefix("\ufeff"), True
         return line
 
 
-def _value_cells(text: str) -> list[str]:
-    lines = _Lines(text)
-    reader = csv.reader(lines, strict=True)
-    cells: list[str] = []
+def _sample(text: str, separator: str, is_whole: bool) -> list[list[str]]:
+    """The first rows of a text; what is malformed is seen when all is read."""
+    rows: list[list[str]] = []
     try:
-        header = [name.strip() for name in next(reader)]
-        place = _value_place(header)
-        for row in _without_blank_lines(reader, len(header)):
-            lines.room = _LONGEST_ROW
-            cells.append(row[place] if place < len(row) else "")
-    except csv.Error as error:
-        raise GdshError(
-            f"malformed CSV at line {reader.line_num}: {error}; close its quotes, or export it anew"
-        ) from error
-    if not cells:
-        raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
-    return cells
-
-
-def _value_place(header: list[str]) -> int:
-    if len(header) > MAX_COLUMNS:
-        raise GdshError(f"{len(header):,} columns; at most {MAX_COLUMNS:,} are read: leave out all but {COLUMN!r}")
-    if header.count(COLUMN) != 1:
-        found = "no column" if COLUMN not in header else f"{header.count(COLUMN)} columns"
-        raise GdshError(
-            f"{found} {COLUMN!r} in the header {excerpt(header)}; "
-            f"name exactly one column {COLUMN!r}, separated by commas"
-        )
-    return header.index(COLUMN)
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            rows.append(row)
+            if len(rows) > SAMPLE:
+                return rows
+    except csv.Error:
+        return rows
+    return rows if is_whole or len(rows) < 2 else rows[:-1]  # the last one may be cut
 
 
 def _without_blank_lines(rows: Iterable[list[str]], width: int) -> Iterator[list[str]]:
@@ -166,18 +345,9 @@ def _without_blank_lines(rows: Iterable[list[str]], width: int) -> Iterator[list
         yield row
 
 
-def _numbers(cells: list[str]) -> npt.NDArray[np.float64]:
-    values = np.array(list(map(_number, cells)), dtype=np.float64)
-    if not np.isfinite(values).any():
-        raise GdshError(
-            f"no finite number in {len(cells)} rows of {COLUMN!r}, the first cell is "
-            f"{excerpt(cells[0])}; write plain numbers there, or leave the record out"
-        )
-    return values
-
-
-def _number(cell: str) -> float:
+def _is_float(text: str) -> bool:
     try:
-        return float(cell) if "_" not in cell else float("nan")
+        float(text)
     except ValueError:
-        return float("nan")
+        return False
+    return True

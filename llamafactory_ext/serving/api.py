@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from llamafactory.api.chat import create_chat_completion_response, create_stream_chat_completion_response
@@ -29,6 +29,8 @@ from llamafactory_ext.serving.streams import engine_for, raising
 
 
 _ROUTE = "/v1/chat/completions"
+FILLED_HEADER = "x-interpolated-values"
+"""Of an answer: how many values of its series were missing, and interpolated."""
 _SHOWN = 20  # faults of a body that an answer lists
 _LOOK = 0.25  # seconds between two looks whether a client is still there
 
@@ -65,15 +67,17 @@ def _answer_with_series(app: Any, chat_model: Any) -> None:
     (route,) = (one for one in app.router.routes if getattr(one, "path", None) == _ROUTE)
     app.router.routes.remove(route)
 
-    async def create_chat_completion(body: SeriesRequest, request: Request) -> Any:
+    async def create_chat_completion(body: SeriesRequest, request: Request, response: Response) -> Any:
         if not chat_model.engine.can_generate:
             raise HTTPException(405, "Not allowed")
         prompt = await asyncio.to_thread(_prepare, body, chat_model)
+        filled = {FILLED_HEADER: str(prompt.filled)} if prompt.filled else {}
+        response.headers.update(filled)
         stop = threading.Event()
         answering = _with_series(chat_model, prompt, stop)
         if body.stream:
             chunks = _telling(create_stream_chat_completion_response(prompt.request, answering), stop)
-            return EventSourceResponse(chunks, media_type="text/event-stream", sep="\n")
+            return EventSourceResponse(chunks, media_type="text/event-stream", sep="\n", headers=filled)
         return await _while_there(create_chat_completion_response(prompt.request, answering), request, stop)
 
     app.add_api_route(

@@ -23,7 +23,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import AUDIO_PLACEHOLDER, IMAGE_PLACEHOLDER
 from pydantic import Field
 
-from llamafactory_ext.gdsh import refuse_control_tokens, unescaped
+from llamafactory_ext.gdsh import Series, refuse_control_tokens, unescaped
 from llamafactory_ext.series import MARKER, FloatArray, patch_count
 from llamafactory_ext.serving.sources import SourceError, read_source
 
@@ -84,6 +84,8 @@ class Prompt:
     request: Any
     series: list[FloatArray]
     tokens: list[int]
+    filled: int = 0
+    """Values that were missing in CSV files, and interpolated."""
 
 
 def prepare(request: Any, engine: Any, folder: Path | None) -> Prompt:
@@ -100,11 +102,12 @@ def prepare(request: Any, engine: Any, folder: Path | None) -> Prompt:
     _check_roles([message.role.value for message in request.messages])
     _check_length(request, _positions(engine))
     _check_settings(request)
-    series: list[FloatArray] = []
-    messages = [_as_text(message, place, series, folder) for place, message in enumerate(request.messages)]
+    read: list[Series] = []
+    messages = [_as_text(message, place, read, folder) for place, message in enumerate(request.messages)]
+    series, filled = [one.values for one in read], sum(one.filled for one in read)
     wanted = getattr(request, "max_completion_tokens", None) or request.max_tokens
     prepared = request.model_copy(update={"messages": messages, "max_tokens": wanted})
-    return Prompt(prepared, series, _encode(prepared, series, engine))
+    return Prompt(prepared, series, _encode(prepared, series, engine), filled)
 
 
 def _check_roles(roles: Sequence[str]) -> None:
@@ -158,7 +161,7 @@ def _check_settings(request: Any) -> None:
         raise SourceError("stream: found it with several answers (n) or with tools; leave it out, or leave those out")
 
 
-def _as_text(message: Any, place: int, series: list[FloatArray], folder: Path | None) -> Any:
+def _as_text(message: Any, place: int, series: list[Series], folder: Path | None) -> Any:
     """Returns the message with its items joined to one text; its series are added to ``series``."""
     name = f"messages[{place}].content"
     if message.content is None and not message.tool_calls:
@@ -182,7 +185,7 @@ def _as_text(message: Any, place: int, series: list[FloatArray], folder: Path | 
     return message.model_copy(update={"content": text})
 
 
-def _parts(message: Any, name: str, series: list[FloatArray], folder: Path | None) -> Iterator[str | None]:
+def _parts(message: Any, name: str, series: list[Series], folder: Path | None) -> Iterator[str | None]:
     """Yields the texts of a message in order, and None for a series."""
     for place, item in enumerate(message.content):
         where = f"{name}[{place}]"
@@ -203,8 +206,8 @@ def _parts(message: Any, name: str, series: list[FloatArray], folder: Path | Non
         except SourceError as err:
             raise SourceError(f"{where}: {err}", err.status) from err
         if read.filled:
-            logger.info_rank0(f"{where}: {read.filled} cells that hold no number are interpolated.")
-        series.append(read.values)
+            logger.info_rank0(f"{where}: {read.filled} cells that hold no value are interpolated.")
+        series.append(read)
         yield None
 
 

@@ -206,7 +206,7 @@ def _decode(uri: str) -> Series:
         except binascii.Error as err:
             raise SourceError(f"found a data URI that is not base64 ({err}); encode it with `base64 -w0`") from err
     _check_size(len(data), "the series")
-    return Series(parse_numbers(data), 0) if kind == "application/json" else _read_bytes(data, "the CSV")
+    return Series(parse_numbers(data)) if kind == "application/json" else _read_bytes(data, "the CSV")
 
 
 def _unquote(text: bytes) -> bytes:

@@ -18,15 +18,15 @@ from llamafactory_ext.gdsh import GdshError, tables
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Counter[str]]:
     """Counts how often each CSV file was read, in this process and in those forked from it."""
-    read_text, log = tables.read_text, tmp_path / "opened"
+    scan, log = tables.scan, tmp_path / "opened"
     log.touch()
 
-    def noted(path: str | Path) -> str:
+    def noted(path: Path, data: bytes | None = None) -> Any:
         with log.open("a") as file:  # one short write in append mode: whole, whichever process makes it
             file.write(f"{Path(path).name}\n")
-        return read_text(path)
+        return scan(path, data)
 
-    monkeypatch.setattr(tables, "read_text", noted)
+    monkeypatch.setattr(tables, "scan", noted)
     return lambda: Counter(log.read_text().split())
 
 

@@ -182,11 +182,14 @@ def test_counts_are_logged(gdsh: Gdsh, tokenise: Callable[..., Any], log: pytest
     assert [message.strip() for message in log.messages if message.startswith(("  ", str(gdsh.folder)))] == [
         f"{gdsh.folder}/json/a.json: 2 records.",
         "1 prompts without marker, series put in front (in 1 records).",
-        "3 values that were no finite number, interpolated in place (in 1 records).",
+        "3 empty cells or words for a missing value, interpolated in place (in 1 records).",
+        "1 labelled intervals that hold interpolated rows: there is no anomaly to be seen there (in 1 records).",
         "1 series found in a folder beside `folder` (in 1 records).",
         "1 series whose CSV is named differently from the picture (one name ends with the other) (in 1 records).",
         "2 answers rewritten as one JSON object (in 2 records).",
-        "2 answer entries without interval left out (in 2 records).",
+        "2 answer entries of a normal state (无异常, normal, …; `normal_types`) left out: no anomalies "
+        "(in 2 records).",
+        "1 answers that held both anomalies and a normal state (in 1 records).",
         "1 answers that have no interval left, and now say that nothing was found (in 1 records).",
         "1 duplicate answer entries left out (in 1 records).",
     ]
@@ -245,7 +248,7 @@ def test_bad_record_stops_the_run(name: str, gdsh: Gdsh, tokenise: Callable[...,
 
 
 BAD_TABLES = {
-    "no value column": (b",date,val\n0,x,1\n", "value"),
+    "no value column": (b",date,val,other\n0,x,1,2\n", "value"),
     "no rows": (b",date,category,value\n", "row"),
     "no number": (b",date,category,value\n0,d,c,Bad\n1,d,c,\n", "number"),
     "empty file": (b"", "empty"),

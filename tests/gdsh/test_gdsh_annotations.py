@@ -79,6 +79,8 @@ def test_a_row_in_plain_types(tmp_path: Path) -> None:
         "rewritten": 0,
         "without_interval": 0,
         "duplicates": 0,
+        "normal": 0,
+        "renamed": 0,
     }
     assert json.loads(json.dumps(plain)) == plain
 
@@ -99,7 +101,7 @@ def test_the_system_prompt_is_optional(tmp_path: Path) -> None:
 
 
 def test_answers_that_are_no_text_become_text(tmp_path: Path) -> None:
-    spikes = [{"type": "x", "interval": [4, 5]}, {"interval": [1, 1]}, {"type": "无异常"}, {"interval": [1, 1]}]
+    spikes = [{"type": "x", "interval": [4, 5]}, {"interval": [1, 1]}, {"type": "全局属性"}, {"interval": [1, 1]}]
     [row] = read_text(tmp_path, json.dumps([record(answer=spikes)]))
     assert row.turns[1] == ("assistant", parse_answer(spikes).text)
     assert (row.rewritten, row.without_interval, row.duplicates, row.fault) == (1, 1, 1, None)
@@ -159,7 +161,8 @@ def test_a_bad_record_still_names_its_picture(tmp_path: Path) -> None:
         ('[{"image": "x"},\n {"image": }]', "not valid JSON at line 2, column 12 (Expecting value): "),
         ('{"image": "x"}\n\n{"image": }\n', "not valid JSON at line 3, column 11 (Expecting value): "),
         ("[1] [2]", "not valid JSON at line 1, column 5 (Extra data)"),
-        ('{"image":\n "x"}', "not valid JSON at line 1, column 10"),
+        ('{"image":\n "x"', "not valid JSON at line 2, column 5"),
+        ('{"image":\n "x"}\n{"image": "y"}', "not valid JSON at line 3, column 1 (Extra data)"),
         ("[" * 100_000, "cannot be read as JSON from line 1 on (nested too deeply)"),
         ("[" + "9" * 5000 + "]", "cannot be read as JSON from line 1 on (Exceeds the limit"),
         (b"[\xff\xff]", "is neither UTF-8 nor GB18030 text"),

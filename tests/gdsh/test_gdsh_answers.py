@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.gdsh import GdshError, check_intervals, parse_answer, read_annotations
+from llamafactory_ext.gdsh import (
+    Anomaly,
+    GdshError,
+    check_intervals,
+    normal_types,
+    parse_answer,
+    read_annotations,
+    read_anomalies,
+)
 
 
 REAL = Path(__file__).parents[3] / "shared" / "real" / "all_conversations.json"
@@ -69,6 +77,7 @@ def test_every_dialect_keeps_every_interval_sorted_and_once(dialect: str, entrie
     assert [tuple(entry["interval"]) for entry in written] == sorted(tuple(e["interval"]) for e in unique)  # type: ignore[arg-type]
     assert answer.intervals == tuple(tuple(entry["interval"]) for entry in written)
     assert answer.without_interval == len(entries) - len(with_interval)
+    assert answer.normal == 0
     assert answer.duplicates == len(with_interval) - len(unique)
     again = parse_answer(answer.text)
     assert (again.text, again.rewritten, again.intervals) == (answer.text, False, answer.intervals)
@@ -89,19 +98,18 @@ json_values = st.recursive(
 
 
 @given(
-    value=st.lists(json_values) | st.dictionaries(st.text(), json_values),
+    value=st.lists(json_values) | st.dictionaries(st.text(alphabet="x异{}[]\"' _"), json_values),
     indent=st.none() | st.integers(0, 3),
     around=st.sampled_from(["", " ", "\n"]),
 )
 def test_valid_json_stays_to_the_byte(value: object, indent: int | None, around: str) -> None:
     text = around + json.dumps(value, indent=indent, ensure_ascii=bool(indent)) + around
-    if '"interval"' not in text:
-        answer = parse_answer(text)
-        assert (answer.text, answer.rewritten, answer.without_interval, answer.duplicates) == (text, False, 0, 0)
+    answer = parse_answer(text)
+    assert (answer.text, answer.rewritten, answer.without_interval, answer.duplicates) == (text, False, 0, 0)
 
 
 def test_intervals_of_valid_json_are_read_in_its_order_and_nothing_is_left_out() -> None:
-    text = json.dumps(envelope(spike(5, 6), spike(1, 2), {"type": "无异常"}, spike(5, 6)), ensure_ascii=False)
+    text = json.dumps(envelope(spike(5, 6), spike(1, 2), {"type": "全局属性"}, spike(5, 6)), ensure_ascii=False)
     answer = parse_answer(text)
     assert answer.text == text
     assert answer.intervals == ((5, 6), (1, 2), (5, 6))
@@ -133,6 +141,123 @@ def test_the_canonical_form() -> None:
 @pytest.mark.parametrize("value", [[], [{"type": "无异常"}], "{'type': '全局属性'}", f"{NONE_FOUND},{NONE_FOUND}"])
 def test_no_interval_at_all_is_the_answer_without_anomalies(value: object) -> None:
     assert parse_answer(value).text == NONE_FOUND
+
+
+NORMAL = ["无异常", " 正常 ", "正常状态。", "Normal", "NO ANOMALY", "no_anomaly", "none", "No-Anomalies"]
+
+
+@pytest.mark.parametrize("dialect", ["strict JSON", *DIALECTS])
+@given(
+    kinds=st.lists(st.sampled_from(NORMAL) | st.sampled_from(["上行尖峰", "阶跃", "abnormal"]), min_size=1),
+    at_a_place=st.booleans(),
+)
+def test_the_normal_state_is_no_anomaly(dialect: str, kinds: list[str], at_a_place: bool) -> None:
+    entries = [
+        {"interval": [place, place + 9], "type": kind}
+        if at_a_place or kind not in NORMAL
+        else {"type": kind, "reason": "未见 3 处"}
+        for place, kind in enumerate(kinds)
+    ]
+    write = DIALECTS.get(dialect, lambda entries: json.dumps(envelope(*entries)))
+    answer = parse_answer(write(entries))
+    left = [entry for entry in entries if entry["type"] not in NORMAL]
+    assert answer.normal == len(entries) - len(left)
+    assert [list(pair) for pair in answer.intervals] == [entry["interval"] for entry in left]
+    assert read_anomalies(answer.text) == ([Anomaly(*e["interval"], {"type": e["type"]}) for e in left], 0)  # type: ignore[misc]
+    if not left:
+        assert answer.text == NONE_FOUND
+
+
+def test_words_for_the_normal_state_may_be_added() -> None:
+    text = '[{"interval": [1, 2], "type": "健康"}, {"interval": [3, 4], "type": null}]'
+    assert len(parse_answer(text).intervals) == 2
+    assert parse_answer(text, normal_types(["健康"])).text == '[{"interval": [3, 4], "type": null}]'
+    assert parse_answer('[{"interval": [1, 2], "type": "正常"}]', normal_types(["健康"])).text == NONE_FOUND
+
+
+def test_what_stands_beside_the_normal_state_stays() -> None:
+    text = '{"summary": "x", "detected_anomalies": [{"type": "全局属性"}, {"type": "无异常", "interval": [0, 9]}]}'
+    answer = parse_answer(text)
+    assert answer.text == '{"summary": "x", "detected_anomalies": [{"type": "全局属性"}]}'
+    assert (answer.normal, answer.without_interval, answer.rewritten, answer.was_json) == (1, 0, True, True)
+
+
+KEYS = {
+    "start, end": {"start": 100, "end": 101.0},
+    "their like": {"Start_Index": 100, "endIndex": 101, "interval": None},
+    "Chinese": {"起始索引": 100, "结束索引": 101},
+    "range": {"range": [100, 101]},
+    "another case": {"Interval": (100, 101)},
+    "segment": {"segment": {"start": 100, "end": 101, "count": 2}},
+    "nested": {"interval": {"start": 100, "end": 101}},
+    "twice the same": {"range": [100, 101], "start": 100, "end": 101},
+    "rows beside times": {"start": "2025-01-01", "end": "2025-01-02", "start_idx": 100, "end_idx": 101},
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("dialect", ["strict JSON", *DIALECTS])
+def test_an_interval_under_another_key(name: str, dialect: str) -> None:
+    write = DIALECTS.get(dialect, lambda entries: json.dumps(envelope(*entries)))
+    answer = parse_answer(write([{"type": "尖峰", **KEYS[name]}]))
+    assert (answer.intervals, answer.renamed, answer.rewritten) == (((100, 101),), 1, True)
+    (found,), without = read_anomalies(answer.text)
+    assert (found.start, found.end, found.type, without) == (100, 101, "尖峰", 0)
+    again = parse_answer(answer.text)
+    assert (again.text, again.rewritten) == (answer.text, False)
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+@pytest.mark.parametrize(
+    "intervals",
+    [{"intervals": [[100, 101], [5, 6]]}, {"segments": [{"start": 100, "end": 101}, {"start": 5, "end": 6}]}],
+)
+def test_several_intervals_in_one_entry(intervals: Entry, write: Callable[[object], str]) -> None:
+    answer = parse_answer(write({"anomalies": [{"type": "尖峰", **intervals}]}))
+    assert sorted(answer.intervals) == [(5, 6), (100, 101)]
+    assert [entry["type"] for entry in json.loads(answer.text)["detected_anomalies"]] == ["尖峰"] * 2
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            {"type": "尖峰", "position": 100},
+            "an entry has no interval, but 100 under 'position'; if that is its place",
+        ),
+        ({"type": "尖峰", "at": "row 100"}, "but 'row 100' under 'at'"),
+        ({"type": "尖峰", "start": 100}, "but 100 under 'start'"),
+        ({"type": "尖峰", "start": 100, "length": 2}, "but 100 under 'start'"),
+        ({"type": "尖峰", "segment": "100-101"}, "segment is '100-101', expected [start, end], two whole numbers"),
+        ({"type": "尖峰", "start": "01:40", "end": "01:50"}, "end, start is ['01:40', '01:50'], expected"),
+        ({"type": "尖峰", "range": [12.5, 30]}, "range is [12.5, 30], expected"),
+        ({"type": "尖峰", "range": [1, 2], "start": 3, "end": 4}, "end, range, start name different intervals"),
+        ([1, 2], "is no anomaly"),
+        ("尖峰 at 100", "'尖峰 at 100' is no anomaly"),
+    ],
+)
+def test_a_place_that_is_not_understood_is_not_nothing(
+    entry: object, said: str, write: Callable[[object], str]
+) -> None:
+    with pytest.raises(GdshError) as fault:
+        parse_answer(write({"status": "success", "detected_anomalies": [entry]}))
+    assert said in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "全局属性", "reason": "3 Hz", "severity": 2},
+        {"type": "全局属性", "trend": "stable"},
+        {"overall_attribute": {"frequency": "3 Hz"}},
+        {"type": "尖峰", "interval": None},
+        {"interval": [1, 2], "type": "尖峰", "range": [0, 9], "position": 7},
+    ],
+)
+def test_remarks_are_no_places(entry: Entry) -> None:
+    assert parse_answer(json.dumps([entry])).text == json.dumps([entry])
+    assert parse_answer(f"{json.dumps(entry)},{NONE_FOUND}").renamed == 0
 
 
 GOOD = json.dumps(spike(1, 2), ensure_ascii=False)
@@ -238,7 +363,7 @@ def test_all_real_answers_become_json() -> None:
     assert all(row.fault is None for row in rows)
     assert all(json.loads(answer.text)["status"] == "success" for answer in answers)
     assert sum(len(answer.intervals) for answer in answers) == 1845
-    assert sum(answer.without_interval for answer in answers) == 118
+    assert sum(answer.without_interval + answer.normal for answer in answers) == 118
     assert sum(answer.duplicates for answer in answers) == 0
     for answer in answers:
         check_intervals(answer.intervals, [5000])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.gdsh import GdshError, SeriesIndex, index_series
+from llamafactory_ext.gdsh import GdshError, Matches, SeriesIndex, index_series
 
 
 def touch(path: Path, text: str = "value\n1\n") -> Path:
@@ -45,7 +45,25 @@ def belongs(longer: str, shorter: str) -> bool:
     return prefix.endswith("_") or (all(ord(c) > 127 for c in prefix) and ord(shorter[0]) < 128)
 
 
-stems = st.text(alphabet="数据a_.", min_size=1, max_size=6).filter(lambda stem: not stem.startswith("."))
+def known(picture: str, stem: str, folder: set[str], own: set[str], name: str) -> bool:
+    """The rule, word for word: what the longer name has more is a prefix of the data set."""
+    longer, shorter = (picture, stem) if len(picture) > len(stem) else (stem, picture)
+    prefix = longer[: len(longer) - len(shorter)]
+    bare = prefix[3:] if prefix.startswith("数据集") else prefix
+    if not bare or bare.lower().startswith(("gdsh_", f"{name}_")):
+        return True
+    if longer == picture:
+        having = sum(one.startswith(bare) for one in own)
+        return having > 1 and having > len(own) / 2
+    having = sum(one.startswith(prefix) for one in folder)
+    exported = sum(one.startswith("数据集") for one in folder)
+    return (having > 1 and having > len(folder) / 2) or (bare != prefix and having == exported)
+
+
+stems = st.lists(
+    st.sampled_from(["数据集", "数", "gdsh_", "whlj_", "a_", "b_", "x", "."]), min_size=1, max_size=4
+).map("".join)
+stems = stems.filter(lambda stem: not stem.startswith("."))
 
 
 @given(own=st.sets(stems, max_size=5), beside=st.sets(stems, max_size=5), picture=stems)
@@ -57,7 +75,8 @@ def test_as_the_plain_rule(
         touch(folder.parent / "whlj" / f"{stem}.csv")
 
     for tier, name in ((own, "gdsh"), (beside, "whlj")):
-        matches = {picture} & tier or {stem for stem in tier if belongs(stem, picture) or belongs(picture, stem)}
+        alike = {stem for stem in tier if belongs(stem, picture) or belongs(picture, stem)}
+        matches = {picture} & tier or {stem for stem in alike if known(picture, stem, tier, own, name)}
         if len(matches) == 1:
             assert found(folder, f"/home/x/{picture}.jpg") == f"{name}/{matches.pop()}.csv"
             return
@@ -65,6 +84,54 @@ def test_as_the_plain_rule(
             assert f"belongs to {len(matches)} CSV files" in refused(folder, f"{picture}.jpg")
             return
     assert f"no CSV file belongs to {picture!r}" in refused(folder, f"{picture}.jpg")
+
+
+@pytest.mark.parametrize(
+    ("files", "pictures"),
+    [
+        (["H2S"], ["LHS2_AI_H2S"]),
+        (["H2S", "CO", "O2"], ["LHS2_AI_H2S", "LHS3_AI_H2S", "X_CO"]),
+        (["P02_V.PV"], ["P6208_P02_V.PV", "C6102_P02_V.PV"]),
+        (["P6208_P02_V.PV", "C6102_P03_V.PV"], ["P02_V.PV"]),
+        (["进口FI_1.PV"], ["FI_1.PV"]),
+        (["FI_1.PV"], ["进口FI_1.PV", "出口FI_1.PV"]),
+    ],
+)
+def test_a_sensor_is_not_another_one(files: list[str], pictures: list[str], tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, *(f"{stem}.csv" for stem in files))
+    matches = Matches(index_series(folder), [f"/x/{stem}.jpg" for stem in pictures])
+    for stem in pictures:
+        with pytest.raises(
+            GdshError, match=r"ends alike, but '.*' is no prefix that the folder's files or the pictures"
+        ):
+            matches.find(f"{stem}.jpg")
+
+
+def test_a_prefix_that_most_names_share_is_the_data_set(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, *(f"{place}FI.PV.csv" for place in range(4)), *(f"sd_{n}TI.csv" for n in range(9)))
+    pictures = [f"zhlh_100_{place}FI.PV.jpg" for place in range(4)]
+    matches = Matches(index_series(folder), [*pictures, "0TI.jpg", "1TI.jpg"])
+    assert [Path(matches.find(picture).path).name for picture in pictures] == [f"{n}FI.PV.csv" for n in range(4)]
+    assert Path(matches.find("1TI.jpg").path).name == "sd_1TI.csv"
+    assert matches.disputed == {}
+
+
+def test_two_pictures_on_one_file(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "X_1.csv", "Y_1.csv")
+    matches = Matches(index_series(folder), ["gdsh_X_1.jpg", "gdsh_second_X_1.jpg", "gdsh_Y_1.jpg", "Y_1.jpg"])
+    for picture in ("gdsh_X_1.jpg", "gdsh_second_X_1.jpg"):
+        with pytest.raises(
+            GdshError, match=r"X_1\.csv' would belong to several pictures, by their ending alone: 'gdsh_X_1'"
+        ):
+            matches.find(picture)
+    assert Path(matches.find("gdsh_Y_1.jpg").path).name == "Y_1.csv"
+    both = Matches(index_series(folder), ["数据集gdsh_X_1.jpg", "gdsh_X_1.jpg"])
+    assert Path(both.find("gdsh_X_1.jpg").path).name == "X_1.csv"
+
+
+def test_workbooks_count_where_there_is_no_csv(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "X.csv", "X.xlsx", "Y.parquet", "Y.xlsx", "Z.tsv")
+    assert [found(folder, f"{name}.jpg") for name in "XYZ"] == ["gdsh/X.csv", "gdsh/Y.xlsx", "gdsh/Z.tsv"]
 
 
 @pytest.mark.parametrize(
@@ -111,17 +178,20 @@ def test_sub_folders_count_and_folders_beside_only_in_need(tmp_path: Path) -> No
 
 
 def test_ambiguity_names_the_candidates(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "a/X.csv", "b/X.csv", "Y_1.csv", "数据Y_1.csv", "Z.csv", "a_Z.csv")
+    folder = folder_of(tmp_path, "a/X.csv", "b/X.csv", "Y_1.csv", "数据集Y_1.csv", "Z.csv", "gdsh_Z.csv")
     same = refused(folder, "X.jpg")
     assert "'X' belongs to 2 CSV files of the same name: " in same
     assert str(folder / "a" / "X.csv") in same
     assert str(folder / "b" / "X.csv") in same
-    assert "'b_a_Z' belongs to 2 CSV files by shared endings of different lengths: " in refused(folder, "b_a_Z.jpg")
-    assert "'1' belongs to 2 CSV files by a shared ending: " in refused(folder, "1.jpg")
+    assert "'gdsh_gdsh_Z' belongs to 2 CSV files by shared endings of different lengths: " in refused(
+        folder, "gdsh_gdsh_Z.jpg"
+    )
+    folder = folder_of(tmp_path / "other", "数据集Y.csv", "gdsh_Y.csv")
+    assert "'Y' belongs to 2 CSV files by a shared ending: " in refused(folder, "Y.jpg")
 
 
 def test_ambiguity_names_five_at_most(tmp_path: Path) -> None:
-    said = refused(folder_of(tmp_path, *(f"{place}_X.csv" for place in range(7))), "X.jpg")
+    said = refused(folder_of(tmp_path, *(f"gdsh_{place}_X.csv" for place in range(7))), "X.jpg")
     assert "belongs to 7 CSV files by a shared ending" in said
     assert said.count("_X.csv") == 5
 
@@ -227,9 +297,9 @@ def test_links_that_lead_out_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_two_links_to_one_file_are_one_candidate(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "a_X.csv")
-    (folder / "b_X.csv").symlink_to(folder / "a_X.csv")
-    assert found(folder, "X.jpg") == "gdsh/a_X.csv"
+    folder = folder_of(tmp_path, "gdsh_X.csv")
+    (folder / "gdsh_b_X.csv").symlink_to(folder / "gdsh_X.csv")
+    assert found(folder, "X.jpg") == "gdsh/gdsh_X.csv"
 
 
 def test_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:

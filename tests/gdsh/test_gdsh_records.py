@@ -3,12 +3,14 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llamafactory_ext.gdsh import GdshError, records
+from llamafactory_ext.gdsh.records import read_records
 
 
 json_values = st.recursive(
@@ -125,3 +127,28 @@ def test_the_window_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum(1 for _ in records.read_records(path)) == 5000
     assert widest < 5000
     assert list(itertools.islice(records.read_records(path), 1)) == [{"a": "x" * 100, "n": 0}]
+
+
+@pytest.mark.parametrize("indent", [None, 1, "\t"])
+def test_a_single_record_is_a_list_of_one(tmp_path: Path, indent: Any) -> None:
+    path = tmp_path / "one.json"
+    record = {"image": "a.jpg", "conversations": [{"from": "user", "value": "{[\n"}]}
+    path.write_text(f"\n{json.dumps(record, indent=indent)}\n")
+    assert list(read_records(path)) == [record]
+
+
+@pytest.mark.parametrize("form", ["list", "single", "line"])
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"filename": "a.csv", "overall_attribute": {}, "annotations": []}, "is an annotator's own file (filename"),
+        ({"id": 1, "annotations": [{"result": []}], "data": {"csv": "/x.csv"}}, "is an export of Label Studio"),
+    ],
+)
+def test_a_file_of_another_program_is_named(record: Any, said: str, form: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps([record] if form == "list" else record, indent=None if form == "line" else 2))
+    with pytest.raises(GdshError) as fault:
+        list(read_records(path))
+    assert said in str(fault.value)
+    assert str(fault.value).endswith("convert it with `llamafactory-ext import`")

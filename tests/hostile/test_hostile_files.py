@@ -18,6 +18,7 @@ from llamafactory_ext.data.normalise import arrow_may_read
 from llamafactory_ext.gdsh import (
     GdshError,
     dialects,
+    layout,
     parse_answer,
     read_annotations,
     read_anomalies,
@@ -46,17 +47,24 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("cells", "expected"),
         [
-            (["1", "=cmd|' /C calc'!A0", "3"], [1, 2, 3]),
-            (['"=HYPERLINK(""http://x"")"', "2", "@SUM(1)"], [2, 2, 2]),
-            (["1", "1e400", "-1e400", "4"], [1, 2, 3, 4]),
+            (["1", "=cmd|' /C calc'!A0", "3"], None),
+            (['"=HYPERLINK(""http://x"")"', "2", "@SUM(A:B)"], [2, 2, 2]),
+            (["1", "1e400", "-1e400", "4"], None),
             (["NaN", "2", "-inf"], [2, 2, 2]),
-            (["1", "9" * 5000, "3"], [1, 2, 3]),  # beyond float64
+            (["1", "9" * 5000, "3"], None),  # beyond float64
+            (["1", "٣,٤", "(((1)))"], None),
+            (["1", "1" + " 000" * 20_000], None),
+            (["1", "(" * 20_000], [1, 1]),
             (["1e308", "-1e308"], [1e308, -1e308]),
             (["١", "2"], [1, 2]),  # a digit to Python's float
         ],
     )
-    def test_cells(self, tmp_path: Path, cells: list[str], expected: list[float]) -> None:
+    def test_cells(self, tmp_path: Path, cells: list[str], expected: list[float] | None) -> None:
         text = "a,value\n" + "".join(f"0,{cell}\n" for cell in cells)
+        if expected is None:
+            with pytest.raises(GdshError, match=r"line \d: the cell .* can't be read|has 3 fields"):
+                read_series(written(tmp_path, text))
+            return
         assert read_series(written(tmp_path, text)).values.tolist() == expected
 
     @settings(deadline=None)  # files, on a machine that may be busy
@@ -89,8 +97,10 @@ class TestCsv:
     @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"+/v8"])
     def test_byte_order_marks(self, tmp_path: Path, mark: bytes) -> None:
         path = written(tmp_path, mark + b"value\n1\n2\n")
-        if mark == b"\xef\xbb\xbf":
-            assert read_series(path).values.tolist() == [1, 2]
+        if mark[0] in b"\xef+":
+            series = read_series(path)
+            assert series.values.tolist() == [1, 2]
+            assert [kind for kind, _ in series.remarks] == ["column"] * (len(mark) != 3)  # another name than `value`
         else:
             with pytest.raises(GdshError):
                 read_series(path)
@@ -98,9 +108,9 @@ class TestCsv:
     @pytest.mark.parametrize("header", ["value", '"value"'])
     def test_limits(self, tmp_path: Path, header: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """With and without quotes: the quick way and the slow one."""
-        monkeypatch.setattr(textfiles, "MAX_BYTES", 20_000)
+        monkeypatch.setattr(textfiles, "MAX_TABLE", 20_000)
         monkeypatch.setattr(tables, "MAX_ROWS", 500)
-        monkeypatch.setattr(tables, "MAX_COLUMNS", 50)
+        monkeypatch.setattr(layout, "MAX_COLUMNS", 50)
         monkeypatch.setattr(tables, "_LONGEST_ROW", 5_000)
         fits = f"{header}\n" + "1\n" * 500
         assert len(read_series(written(tmp_path, fits)).values) == 500

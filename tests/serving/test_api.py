@@ -139,6 +139,16 @@ def test_same_series_every_way(server: Server) -> None:
     assert stream(server, url(ways[0]), text("what?")) == answer
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_head_counts_interpolated_values(server: Server, streams: bool) -> None:
+    csv = "data:text/csv,n%2Cvalue%0A" + "%0A".join(f"0%2C{cell}" for cell in ["1", "", "3", "Bad", *range(9)])
+    settings = {"max_tokens": 1, "stream": streams}
+    answered = server.http.post(CHAT, json=body(url(csv), text("what?"), **settings))
+    assert (answered.status_code, answered.headers["x-interpolated-values"]) == (200, "2")
+    whole = server.http.post(CHAT, json=body(url(csv.replace("Bad", "4").replace("2C%0A", "2C2%0A")), **settings))
+    assert "x-interpolated-values" not in whole.headers
+
+
 def test_place_of_a_series(server: Server) -> None:
     """Where its item stands, or where the text says."""
     one, other = numbers(SERIES[0]), numbers(SERIES[1])
@@ -210,7 +220,7 @@ REFUSED: list[tuple[Any, int, str]] = [
     # data
     (body(url("data:audio/wav;base64,AAAA")), 400, "found a data URI of 'audio/wav;base64'"),
     (body(url("data:text/csv;base64,AAA")), 400, "is not base64"),
-    (body(url("data:text/csv,time%2Cx%0A1%2C2%0A")), 400, "no column 'value' in the header"),
+    (body(url("data:text/csv,a%2Cx%0A1%2C2%0A")), 400, "no column 'value' in the header"),
     (body(url("data:text/csv,value%0A")), 400, "a header, but no rows"),
     (body(url("data:text/csv,value%0Ax%0A")), 400, "no finite number"),
     (body(url("data:application/json,[1, null]")), 400, "not finite numbers, the first at index 1"),

@@ -19,7 +19,7 @@ import pytest
 from helpers_prepare import check_accounts, entry, leftovers, read_lines, record, reply, write_csv
 
 from llamafactory_ext.errors import UsageError
-from llamafactory_ext.gdsh import Series, read_series
+from llamafactory_ext.gdsh import Series, TableOptions, read_series
 from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
 
 
@@ -53,6 +53,8 @@ ODD_VALUES: list[Any] = [
     [1, 2],
     "\ud800",
     "[1, 2]",
+    "无异常",
+    {"start": 1, "end": 2},
 ]
 ODD_CELLS = [
     "",
@@ -72,6 +74,10 @@ ODD_CELLS = [
     "é",
     "-",
     "1e5",
+    "1 000.5",
+    "−3",
+    "(3)",
+    "5 mg",
 ]
 MODES: list[dict[str, Any]] = [
     {},
@@ -79,6 +85,7 @@ MODES: list[dict[str, Any]] = [
     {"window": 5},
     {"max_points": 8, "merge_points": True},
     {"drop_faulty": True},
+    {"allow_filled_labels": True},
     {"drop_faulty": True, "merge_points": True, "split": 0.5},
 ]
 
@@ -100,7 +107,7 @@ def replace_node(rng: random.Random, tree: Any) -> Any:
         case 1 if isinstance(parent, list):
             parent.insert(key, parent[key])
         case 2 if isinstance(parent, dict):
-            parent[rng.choice(["interval", "type", "value", "x"])] = parent.pop(key)
+            parent[rng.choice(["interval", "type", "value", "x", "range", "start"])] = parent.pop(key)
         case _:
             parent[key] = rng.choice(ODD_VALUES)
     return tree
@@ -190,9 +197,12 @@ def second_values(data: bytes) -> list[float] | None:
     rows = [
         row for row in csv.reader(io.StringIO(text, newline="")) if row and not (len(row) == 1 and not row[0].strip())
     ]
-    place = [name.strip() for name in rows[0]].index("value")
-    if len(rows[0]) == 1:
-        return None  # a blank line is an empty cell there
+    names = [name.strip() for name in rows[0]]
+    if "value" not in names or len(names) == 1:
+        return None  # another column may be taken; in a column alone a blank line is an empty cell
+    if len(rows) > 1 and not re.search(r"\d", "".join(rows[1])):
+        return None  # a second header, or units
+    place = names.index("value")
 
     def number(row: list[str]) -> float:
         try:
@@ -341,10 +351,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the time out of thousands of runs: what waits for the disk, and reading unspoilt files again."""
     read: dict[tuple[str, bytes], Series] = {}
 
-    def read_once(path: str) -> Series:
+    def read_once(path: str, options: TableOptions) -> Series:
         key = (path, Path(path).read_bytes())
         if key not in read:
-            read[key] = read_series(path)
+            read[key] = read_series(path, options)
         return read[key]
 
     monkeypatch.setattr(os, "fsync", lambda handle: None)

@@ -1,6 +1,7 @@
 """Format ``chatts``: a prompt, a response and one or several series of any length in each record."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from llamafactory_ext.errors import GdshError, excerpt, listing
+from llamafactory_ext.gdsh import normal_types, parse_answer, read_anomalies
 from llamafactory_ext.gdsh.records import read_records
-from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, scale
+from llamafactory_ext.series import MARKER, FloatArray, SeriesError, as_series, refuse_encoded, scale
 
-from .format import Format, Notes
+from .format import Format, Notes, note_answer
+
+
+# What the published processor writes of a series: its own words, or ours.
+_TOLD = re.compile(r"\[Value Offset|\[offset=[^|\]]+\|scaling=", re.IGNORECASE)
 
 
 NAME, ROWS, TIME = "name", "rows", "time"
@@ -110,9 +116,49 @@ def _float(number: int | float | None) -> float | None:
 
 
 def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any], list[FloatArray]]:
-    """Checks the columns that the entry names, and reads the series."""
+    """Checks the columns that the entry names, reads the series, and writes answers about anomalies as JSON."""
+    if getattr(attr, "unlabelled", False) and not attr.ranking and not record.get(attr.response):
+        record = {**record, attr.response: ""}
     _check_columns(record, attr)
-    return record, as_series_list(record[attr.timeseries])
+    series = as_series_list(record[attr.timeseries])
+    for number, one in enumerate(series):
+        try:
+            refuse_encoded(one)
+        except SeriesError as err:
+            raise SeriesError(f"series {number}: {err}") from err
+    if series:
+        _check_prompt(record[attr.prompt], attr)
+    if attr.ranking or not attr.response:
+        return record, series
+    if attr.kto_tag is None and not record[attr.response].strip() and not getattr(attr, "unlabelled", False):
+        raise SeriesError(f"found no text in {attr.response!r}; expected the answer that is to be learned: add it")
+    return {**record, attr.response: _settle(record[attr.response], attr, notes)}, series
+
+
+def _check_prompt(prompt: str, attr: Any) -> None:
+    """Refuses a prompt that tells a scaling, as it does when it has been through a processor."""
+    told = _TOLD.search(prompt)
+    if told:
+        raise SeriesError(
+            f"found {told[0]!r} in {attr.prompt!r}: a processor has scaled this series and said so; expected the "
+            f"series as it was measured, and {MARKER} alone: the scaling is told when the template is applied"
+        )
+
+
+def _settle(text: str, attr: Any, notes: Notes) -> str:
+    """Returns an answer about anomalies as JSON, without the normal state; any other text as it is."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    try:
+        answer = parse_answer(text, normal_types(getattr(attr, "normal_types", ())))
+        anomalies, _ = read_anomalies(answer.text)
+    except GdshError:
+        return text
+    lists = "detected_anomalies" in text or (text.lstrip()[0] == "[" and all(one.type for one in anomalies))
+    if not answer.rewritten or not (lists or answer.normal or (answer.intervals and not answer.was_json)):
+        return text
+    note_answer(answer, notes)
+    return answer.text
 
 
 def check(converted: dict[str, Any], record: dict[str, Any], attr: Any, series: list[FloatArray]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.gdsh import Answer
 from llamafactory_ext.series import FloatArray
 
 
@@ -24,12 +25,31 @@ class Notes:
     answered: str = ""  # what `answered` returns
     markers_moved: int = 0
     values_filled: int = 0
+    labels_over_filled: int = 0
     series_beside: int = 0
     names_differ: int = 0
     answers_rewritten: int = 0
     entries_without_interval: int = 0
+    intervals_renamed: int = 0
+    normal_entries: int = 0
+    normal_beside_anomalies: int = 0
     answers_emptied: int = 0
     duplicate_entries: int = 0
+    filled_labels: list[str] = field(
+        default_factory=list
+    )  # intervals with rows that were interpolated, the first ones
+    remarks: list[tuple[str, str]] = field(default_factory=list)  # kind and text, of what is not as usual
+
+
+def note_answer(answer: Answer, notes: Notes) -> None:
+    """Counts what was done to an answer of a record."""
+    notes.answers_rewritten += answer.rewritten
+    notes.entries_without_interval += answer.without_interval
+    notes.intervals_renamed += answer.renamed
+    notes.normal_entries += answer.normal
+    notes.normal_beside_anomalies += bool(notes.normal_entries and answer.intervals)
+    notes.answers_emptied += bool((notes.entries_without_interval or notes.normal_entries) and not answer.intervals)
+    notes.duplicate_entries += answer.duplicates
 
 
 def asked(texts: object, series: Sequence[FloatArray]) -> str:

@@ -3,19 +3,22 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.data.series_cache import read_once
 from llamafactory_ext.errors import GdshError
 from llamafactory_ext.gdsh import (
+    Answer,
+    Matches,
     Row,
-    SeriesIndex,
+    Series,
     check_intervals,
     index_series,
+    is_renamed,
+    normal_types,
     parse_answer,
-    picture_name,
     place_markers,
     read_annotations,
     read_series,
@@ -23,9 +26,10 @@ from llamafactory_ext.gdsh import (
 )
 from llamafactory_ext.series import FloatArray, scale
 
-from .format import Format, Notes
+from .format import Format, Notes, note_answer
 
 
+_NAMED = 5  # labels of a record
 # Stands for the series of a record with a fault: the first records tell Arrow the type of a column.
 _NONE = {"path": "", "identity": "", "beside": False, "renamed": False}
 
@@ -53,10 +57,11 @@ def lines(attr: Any, source: Path, folder: Path) -> Iterator[str]:
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source} is not a file; `file_name` of a gdsh entry names one JSON file.")
-    index = index_series(folder)
-    uses = Counter(one["path"] for row in _rows(attr, source) for one in _series(row, index)[0])
+    pictures = [row.pictures for row in _rows(attr, source)]
+    matches = Matches(index_series(folder), (one for named in pictures for one in named))
+    uses = Counter(one["path"] for named in pictures for one in _series(named, matches)[0])
     for row in _rows(attr, source):
-        series, fault = _series(row, index)
+        series, fault = _series(row.pictures, matches)
         line = row.as_dict(attr.role_tag, attr.content_tag)
         line |= {
             "record": f"record {row.index} ({show_pictures(row.pictures)})",
@@ -75,18 +80,19 @@ def _rows(attr: Any, source: Path) -> Iterator[Row]:
         content_tag=attr.content_tag,
         system=attr.system,
         assistant_tag=attr.assistant_tag,
+        normal=normal_types(attr.normal_types),
     )
 
 
-def _series(row: Row, index: SeriesIndex) -> tuple[list[dict[str, Any]], str]:
-    """Returns the CSV files of a row's pictures, or what is wrong with one of them."""
+def _series(pictures: Sequence[str], matches: Matches) -> tuple[list[dict[str, Any]], str]:
+    """Returns the CSV files of a record's pictures, or what is wrong with one of them."""
     found = []
-    for picture in row.pictures:
+    for picture in pictures:
         try:
-            file = index.find(picture)
+            file = matches.find(picture)
         except GdshError as error:
             return [_NONE], str(error)
-        renamed = file.stem != Path(picture_name(picture)).stem
+        renamed = is_renamed(picture, file)
         if not file.path.isascii() and file.path.encode(errors="replace").decode() != file.path:
             return [_NONE], f"the name of {file.path!r} is not UTF-8; rename the file"
         identity = f"{file.size} {file.mtime_ns} {file.ctime_ns}"
@@ -101,24 +107,48 @@ def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any
     notes.answers_rewritten = record["rewritten"]
     notes.entries_without_interval = record["without_interval"]
     notes.duplicate_entries = record["duplicates"]
-    series = []
-    for file in record["series"]:
-        found = read_once(file["path"]) if file["shared"] else read_series(file["path"])
+    notes.normal_entries = record["normal"]
+    notes.intervals_renamed = record["renamed"]
+    series: list[Series] = []
+    for picture, file in zip(record["pictures"], record["series"], strict=True):
+        read_file = read_once if file["shared"] else read_series
+        found = read_file(file["path"], attr.table)
         scale(found.values)  # raises where it can't be scaled
         notes.values_filled += found.filled
         notes.series_beside += file["beside"]
         notes.names_differ += file["renamed"]
-        series.append(found.values)
+        if file["renamed"]:
+            notes.remarks.append(("name", f"{show_pictures([picture])} is read from {Path(file['path']).name}"))
+        notes.remarks += [(kind, f"{Path(file['path']).name}: {text}") for kind, text in found.remarks]
+        series.append(found)
     messages = copy.deepcopy(record["messages"])
     asked = [message for message in messages if message[attr.role_tag] == attr.user_tag]
     texts, moved = place_markers([message[attr.content_tag] for message in asked], len(series))
     notes.markers_moved += moved
     for message, text in zip(asked, texts, strict=True):
         message[attr.content_tag] = text
+    normal = normal_types(attr.normal_types)
+    unlabelled = getattr(attr, "unlabelled", False)
+    if unlabelled and (not messages or messages[-1][attr.role_tag] == attr.user_tag):
+        messages.append({attr.role_tag: attr.assistant_tag, attr.content_tag: ""})
     for message in messages:
-        if message[attr.role_tag] == attr.assistant_tag:
-            message[attr.content_tag] = _answer(message[attr.content_tag], [len(one) for one in series], notes)
-    return {**record, "messages": messages}, series
+        if message[attr.role_tag] == attr.assistant_tag and not (unlabelled and not message[attr.content_tag].strip()):
+            answer = parse_answer(message[attr.content_tag], normal)
+            check_intervals(answer.intervals, [len(one.values) for one in series])
+            _note_filled(answer, series, notes)
+            note_answer(answer, notes)
+            message[attr.content_tag] = answer.text
+    return {**record, "messages": messages}, [one.values for one in series]
+
+
+def _note_filled(answer: Answer, series: list[Series], notes: Notes) -> None:
+    """Notes the labels that lie over interpolated rows: there is nothing there to be seen."""
+    for start, end in answer.intervals:
+        filled = max(one.filled_within(start, end) for one in series)
+        if filled:
+            notes.labels_over_filled += 1
+            if len(notes.filled_labels) < _NAMED:
+                notes.filled_labels.append(f"[{start}, {end}]: {filled} of {end - start + 1} rows interpolated")
 
 
 def check(converted: dict[str, Any], record: dict[str, Any], attr: Any, series: list[FloatArray]) -> None:
@@ -129,16 +159,6 @@ def check(converted: dict[str, Any], record: dict[str, Any], attr: Any, series: 
             f"found the roles {roles}; expected {attr.user_tag!r} and {attr.assistant_tag!r} in turn, "
             f"{attr.assistant_tag!r} last: correct the record, or name its roles under `tags`"
         )
-
-
-def _answer(text: str, lengths: list[int], notes: Notes) -> str:
-    answer = parse_answer(text)
-    check_intervals(answer.intervals, lengths)
-    notes.answers_rewritten += answer.rewritten
-    notes.entries_without_interval += answer.without_interval
-    notes.answers_emptied += bool(notes.entries_without_interval and not answer.intervals)
-    notes.duplicate_entries += answer.duplicates
-    return answer.text
 
 
 FORMAT = Format(

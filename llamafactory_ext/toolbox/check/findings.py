@@ -98,6 +98,52 @@ def gaps(records: Records) -> Finding | None:
     return Finding("gaps", "notice", text, tuple(places)) if places else None
 
 
+_REMARKS = {
+    "column": "take their values from a column that is called otherwise than usual",
+    "notation": "have numbers that are written otherwise than Python's",
+    "layout": "have files that are laid out otherwise than usual",
+    "quality": "have values that are missing by their quality",
+    "quality_unused": "have a column of qualities that is not used",
+    "time": "have a time that runs backwards or jumps",
+    "sentinel": "have a number that may stand for no value",
+    "name": "have a CSV file that is called otherwise than the picture",
+}
+
+
+def remarks(records: Records) -> Iterator[Finding]:
+    """What is not as usual in the files of series, by kind."""
+    for kind, text in _REMARKS.items():
+        said = [(row, [one for of, one in record.remarks if of == kind]) for row, record in usable(records)]
+        places = tuple(Place(row, "; ".join(texts)) for row, texts in said if texts)
+        if places:
+            yield Finding(f"file_{kind}", "notice", f"{len(places)} records {text}", places)
+
+
+def over_filled(records: Records) -> Finding | None:
+    """Labels over rows that were interpolated."""
+    places = tuple(
+        Place(row, "; ".join(record.filled_labels)) for row, record in usable(records) if record.filled_labels
+    )
+    text = f"{len(places)} records have labels over interpolated rows: nothing is to be seen there"
+    advice = "fill in what was measured, or correct the labels"
+    return Finding("filled_labels", "fault", text, places, advice) if places else None
+
+
+def normal(records: Records) -> Finding | None:
+    """Entries that name the normal state; an answer that names anomalies besides is named as such."""
+    places = tuple(
+        Place(row, "beside anomalies" if record.labels else "nothing else in the answer")
+        for row, record in usable(records)
+        if record.normal
+    )
+    beside = sum(bool(records[place.row].labels) for place in places)
+    text = (
+        f"{len(places)} records have entries of a normal state (无异常, normal, …), which are no anomalies, left "
+        f"out; {beside} of them have anomalies besides"
+    )
+    return Finding("normal", "notice", text, places) if places else None
+
+
 def unusual_length(records: Records) -> Finding | None:
     """Series outside the lengths that ChatTS recommends."""
     text = f"{{}} records have a series outside {SHORT} to {LONG} points, the lengths that ChatTS recommends"

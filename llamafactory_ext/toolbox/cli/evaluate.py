@@ -161,6 +161,10 @@ def _print_answers(found: Evaluation) -> None:
         ("intervals outside of their series: false alarms", answers["intervals_outside"]),
         ("intervals named again, count once", answers["intervals_named_again"]),
         ("entries without interval, left out", answers["entries_without_interval"]),
+        ("entries of a normal state (无异常, normal …), no anomalies, left out", answers["normal_entries"]),
+        ("  in answers that name anomalies, too", answers["normal_beside_anomalies"]),
+        ("the same in labels, left out", labels["normal_entries"]),
+        ("records without label, left out", scores["records_unlabelled"]),
         ("labels cut at the ends of their series", labels["intervals_clipped"]),
         ("labels outside of their series, left out", labels["intervals_outside"]),
     ]

@@ -55,6 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("root", nargs="?", type=Path, metavar="ROOT", help="the folder with json/ and timeseries/, or FILE.jsonl")
     add("--json", nargs="+", type=Path, metavar="PATH", default=[], help="annotation files or folders, not ROOT/json")
     add("--series", nargs="+", type=Path, metavar="PATH", default=[], help="CSV files or folders; only these are used")
+    add("--value-column", metavar="NAME", help="the column of the values; default: value, else the only numeric one")
+    add("--quality-column", metavar="NAME", help="the column whose words (Good) or codes (192) say what is missing")
+    add(
+        "--missing-values", nargs="+", metavar="X", default=[], help="numbers and words that stand for no value: -9999"
+    )
     add = parser.add_argument_group("what is written (at least one of --out and --annotations)").add_argument
     add("--out", type=Path, metavar="FILE", help="ChatTS records, one JSON object a line: input, output, timeseries")
     add("--annotations", type=Path, metavar="FILE", help="cleaned annotations, a JSON list, for `formatting: gdsh`")
@@ -83,6 +88,14 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help="leave out records so answered; may be repeated",
     )
+    add(
+        "--normal-types",
+        nargs="+",
+        metavar="WORD",
+        default=[],
+        help="types that mean the normal state, besides 无异常, 正常, normal, none …: such entries are left out",
+    )
+    add("--allow-filled-labels", action="store_true", help="keep labels over rows that were interpolated")
     add("--drop-faulty", action="store_true", help="leave out records with faults instead of stopping")
     add(
         "--split",
@@ -146,14 +159,19 @@ def show(report: dict[str, Any]) -> None:
         "  without anomaly, left out": report["windows"]["left_out"],
         "records thinned": report["thinned"]["records"],
         "  intervals without a point of their own": report["thinned"]["intervals_without_point"],
-        "answers that were not JSON, rewritten": answers["rewritten"],
+        "answers rewritten": answers["rewritten"],
         "  entries without interval, left out": answers["entries_without_interval"],
+        "  intervals under another key, now `interval`": answers["intervals_renamed"],
+        "  entries of a normal state (无异常, normal, …), left out": answers["normal_entries"],
+        "  answers with both anomalies and a normal state": answers["normal_beside_anomalies"],
         "  answers of which nothing else was left": answers["emptied"],
         "  duplicate entries": answers["duplicates"] + answers["became_equal"],
         "answers that remain too long": len(answers["too_long"]),
         "prompts that got a place for their series": report["prompts"]["markers_added"],
+        "pictures whose CSV file is called otherwise": len(report["series_by_ending"]),
         "CSV files with gaps": len(report["repaired"]["series_with_gaps"]),
         "  values filled in": report["repaired"]["values_filled"],
+        "  labels over values filled in": report["repaired"]["labels_over_filled"],
     }
     rows += [(name, number) for name, number in optional.items() if number]
     rows += [(f"written to {path}", number) for path, number in report["outputs"].items()]
@@ -179,6 +197,14 @@ def show(report: dict[str, Any]) -> None:
         )
 
 
+def show_remarks(remarks: list[dict[str, str]]) -> None:
+    """Name the first files that are not as usual, and count the others."""
+    for one in remarks[:SHOWN]:
+        terminal.say(f"{Path(one['file']).name}: {one['text']}")
+    if len(remarks) > SHOWN:
+        terminal.say(f"... and {len(remarks) - SHOWN} more; --report FILE.json lists all of them")
+
+
 def show_faults(faults: list[dict[str, Any]]) -> None:
     """Name the first faults, and count the others."""
     for fault in faults[:SHOWN]:
@@ -191,7 +217,9 @@ def show_faults(faults: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     given = vars(make_parser().parse_args())
-    given |= {name: tuple(given[name]) for name in ("json", "series", "drop_answers_with")}
+    given |= {
+        name: tuple(given[name]) for name in ("json", "series", "drop_answers_with", "normal_types", "missing_values")
+    }
     try:
         with terminal.progress() as bar:
             task = bar.add_task("preparing", total=None)
@@ -204,6 +232,8 @@ def main() -> int:
         return terminal.FAULTS
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what was to be written is written: from here on just stop
     show(report)
+    renamed = [{"file": one["file"], "text": f"read for {one['picture']}"} for one in report["series_by_ending"]]
+    show_remarks([*renamed, *report["series_remarks"]])
     show_faults(report["faults"])
     if not report["done"]:
         found = f"{len(report['faults'])} fault{'s' if len(report['faults']) > 1 else ''}"

@@ -52,6 +52,8 @@ class Case:
     """Points of its longest series."""
     reading: Reading
     """Of the prediction."""
+    label_normal: int
+    """Entries of the label that name the normal state: left out."""
     labels: Placed
     predicted: Placed
 
@@ -75,7 +77,7 @@ def read_case(prediction: Prediction, salvage: bool) -> Case:
             + ("; predict with a larger cutoff_len, which cuts labels as well" if label.cut_off else "")
         )
     length, reading = max(prediction.lengths), read_answer(prediction.predict, salvage)
-    return Case(length, reading, place(label.anomalies, length), place(reading.anomalies, length))
+    return Case(length, reading, label.normal, place(label.anomalies, length), place(reading.anomalies, length))
 
 
 def judge(case: Case) -> RecordScores:

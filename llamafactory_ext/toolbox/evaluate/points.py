@@ -38,6 +38,7 @@ def read_sources(arguments: Any) -> list[Source]:
     sources, counts = [], []
     try:
         for name, entry in arguments.entries.items():
+            entry.unlabelled = True  # what was only asked is left out later
             part = Part(name, framework.load(entry, arguments))
             counts.append(len(part.dataset))
             for record in read(part):

@@ -16,6 +16,7 @@ MAX_POINTS = 1 << 22
 """Points of a series that a prompt may tell of: as many as any checkpoint may place."""
 
 # What `series.describe` puts in front of the patches of each series.
+_SPECIAL = re.compile(r"<\|\w+\|>")
 _DESCRIPTION = re.compile(r"\[offset=[^|\[\]]+\|scaling=[^|\[\]]+\|length=(\d{1,18})\|[^\[\]]+\]")
 
 
@@ -32,6 +33,11 @@ class Prediction:
     prompt: str
     predict: str
     label: str
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is something to compare with; a record that was only asked has no label."""
+        return bool(_SPECIAL.sub("", self.label).strip())
 
     @property
     def descriptions(self) -> tuple[str, ...]:

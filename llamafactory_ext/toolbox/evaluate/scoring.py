@@ -12,7 +12,7 @@ from llamafactory_ext.toolbox.evaluate import baselines
 from llamafactory_ext.toolbox.evaluate.judging import Case, Evaluation, Judged, intervals, judge, read_case
 from llamafactory_ext.toolbox.evaluate.metrics import PACKAGES, score
 from llamafactory_ext.toolbox.evaluate.points import Source, check_order, point_names
-from llamafactory_ext.toolbox.evaluate.predictions import Prediction
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction
 from llamafactory_ext.toolbox.evaluate.tallies import (
     LEVEL,
     RESAMPLES,
@@ -51,6 +51,15 @@ def evaluate(
     """
     if sources is not None:
         check_order(predictions, sources, dataset)
+    kept = [place for place, one in enumerate(predictions) if one.is_labelled]
+    if not kept:
+        raise EvaluateError(
+            f"none of {len(predictions)} predictions has a label, so that nothing can be scored; predict records with "
+            "answers, or read `predict` in the file as it is"
+        )
+    unlabelled = len(predictions) - len(kept)
+    predictions = [predictions[place] for place in kept]
+    sources = [sources[place] for place in kept] if sources is not None else None
     cases = [read_case(one, salvage) for one in predictions]
     found = [judge(case) for case in progress(cases, "scoring", len(cases))]
     names = point_names(predictions, sources)
@@ -58,6 +67,7 @@ def evaluate(
     whole = add(points.values())
     scores = {
         "records": len(cases),
+        "records_unlabelled": unlabelled,
         "points": len(points),
         **of_answers(cases),
         **plain(whole),
@@ -73,7 +83,7 @@ def evaluate(
     }
     series = [source.series for source in sources] if sources is not None else [()] * len(cases)
     alone = [one.f1 for one in found]
-    return Evaluation(scores, list(map(_judged, range(len(cases)), names, cases, alone, series)))
+    return Evaluation(scores, list(map(_judged, [one.index for one in predictions], names, cases, alone, series)))
 
 
 def _judged(index: int, name: str, case: Case, f1: dict[str, float], series: Any) -> Judged:

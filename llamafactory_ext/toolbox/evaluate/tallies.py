@@ -113,11 +113,14 @@ def of_answers(cases: Sequence[Case]) -> dict[str, Any]:
             "intervals_outside": sum(len(case.predicted.outside) for case in cases),
             "intervals_named_again": named_again,
             "entries_without_interval": sum(case.reading.without_interval for case in cases),
+            "normal_entries": sum(case.reading.normal for case in cases),
+            "normal_beside_anomalies": sum(bool(case.reading.normal and case.reading.anomalies) for case in cases),
         },
         "labels": {
             "intervals": sum(len(intervals(case.labels.inside)) for case in cases),
             "intervals_clipped": sum(case.labels.clipped for case in cases),
             "intervals_outside": sum(len(case.labels.outside) for case in cases),
+            "normal_entries": sum(case.label_normal for case in cases),
             "records_without": sum(not case.labels.inside for case in cases),
         },
     }

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from llamafactory_ext.errors import UsageError
+from llamafactory_ext.gdsh import TableOptions, normal_types
 
 
 SMALLEST = 8  # points that a thinned series must be allowed: fewer have no shape left
@@ -38,6 +39,21 @@ class Options:
     split: float | None = None
     seed: int = 0
     workers: int = 1
+    normal_types: tuple[str, ...] = ()
+    value_column: str | None = None
+    quality_column: str | None = None
+    missing_values: tuple[str, ...] = ()
+    allow_filled_labels: bool = False
+
+    @property
+    def table(self) -> TableOptions:
+        """How CSV files are read."""
+        return TableOptions(self.value_column, self.quality_column, self.missing_values)
+
+    @property
+    def normal(self) -> frozenset[str]:
+        """Types that mean the normal state."""
+        return normal_types(self.normal_types)
 
     @property
     def rewrites_answers(self) -> bool:

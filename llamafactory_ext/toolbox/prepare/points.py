@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from llamafactory_ext.data.formats.chatts import NAME
-from llamafactory_ext.gdsh import Anomaly, GdshError, read_series, show_pictures, write_answer
+from llamafactory_ext.gdsh import Anomaly, GdshError, Series, read_series, show_pictures, write_answer
 from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
 
 from .options import Options
@@ -39,14 +39,15 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
     """Read, check, merge, resample and write the records of one point; their faults are in the tally."""
     tally = Tally()
     try:
-        series = _read_point(records[0], tally)
+        read = _read_point(records[0], options, tally)
+        series = [one.values for one in read]
     except GdshError as error:
         tally.faults += [fault_of(record, error) for record in records]
         return tally
     samples = []
     for record in records:
         try:
-            samples.append(read_sample(record, series, options, tally.counts))
+            samples.append(read_sample(record, read, options, tally.counts))
         except GdshError as error:
             tally.faults.append(fault_of(record, error))
     if len(samples) > 1 and options.merge_points:
@@ -64,16 +65,18 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
     return tally
 
 
-def _read_point(record: Record, tally: Tally) -> list[Floats]:
+def _read_point(record: Record, options: Options, tally: Tally) -> list[Series]:
     """The series of the point, each CSV file read once."""
     if record.values:
-        return list(record.values)
+        return [Series(values) for values in record.values]
     read = {}
     for path in dict.fromkeys(record.series):
-        read[path] = read_series(path)
+        read[path] = read_series(path, options.table)
+        if read[path].remarks:
+            tally.remarks[path] = list(read[path].remarks)
         if read[path].filled:
             tally.gaps[path] = read[path].filled
-    return [read[path].values for path in record.series]
+    return [read[path] for path in record.series]
 
 
 def _keys(records: Sequence[Record], series: list[Floats]) -> Keys:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from llamafactory_ext.data.formats.chatts import NAME
 from llamafactory_ext.files import writing
-from llamafactory_ext.gdsh import GdshError, Row, SeriesFile, SeriesIndex, show_pictures
+from llamafactory_ext.gdsh import GdshError, Matches, Row, SeriesFile, SeriesIndex, is_renamed, show_pictures
 from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
@@ -42,6 +42,8 @@ class Spool:
     """Records left out on purpose, by reason."""
     faults: list[Fault] = field(default_factory=list)
     with_system: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Pictures whose CSV file is called otherwise, and that file."""
 
     def task(self, offsets: list[int]) -> list[bytes]:
         """The records of one task, pickled."""
@@ -76,7 +78,7 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
         file = str(source.path)
         spool.files[file] = 0
         try:
-            for index, (pictures, answers, make) in enumerate(_found(source, sources.catalogue)):
+            for index, (pictures, answers, make) in enumerate(_found(spool, source, sources.catalogue, options)):
                 spool.files[file] += 1
                 reason = _reason_to_drop(answers, options)
                 if reason:
@@ -103,7 +105,7 @@ Found = tuple[Sequence[str], Sequence[str], Callable[[int], Record]]
 """A record of a file: its pictures, its answers, and what makes a `Record` of it by its place."""
 
 
-def _found(source: Source, catalogue: SeriesIndex | None) -> Iterator[Found]:
+def _found(spool: Spool, source: Source, catalogue: SeriesIndex | None, options: Options) -> Iterator[Found]:
     if source.index is None:
         for one in read_records(source.path):
             fields = one if isinstance(one, dict) else {}
@@ -111,9 +113,10 @@ def _found(source: Source, catalogue: SeriesIndex | None) -> Iterator[Found]:
             yield [name] if isinstance(name, str) else [], [str(answer)], partial(read_chatts, one, source.path)
         return
     names: dict[str, str | GdshError] = {}
-    for row in read_rows(source.path):
+    matches = Matches(source.index, (one for row in read_rows(source.path, options.normal) for one in row.pictures))
+    for row in read_rows(source.path, options.normal):
         answers = [text for role, text in row.turns if role == _ASSISTANT]
-        yield row.pictures, answers, partial(_gdsh_record, row, source, source.index, catalogue, names)
+        yield row.pictures, answers, partial(_gdsh_record, row, source, matches, catalogue, names, spool.renamed)
 
 
 def _reason_to_drop(answers: Sequence[str], options: Options) -> str:
@@ -126,9 +129,10 @@ def _reason_to_drop(answers: Sequence[str], options: Options) -> str:
 def _gdsh_record(
     row: Row,
     source: Source,
-    files: SeriesIndex,
+    matches: Matches,
     catalogue: SeriesIndex | None,
     names: dict[str, str | GdshError],
+    renamed: dict[str, str],
     at: int,
 ) -> Record:
     """Find a row's prompt, answer and series.
@@ -145,7 +149,10 @@ def _gdsh_record(
             f"the conversation goes {', '.join(roles)}; expected {_USER}, {_ASSISTANT}, with {SYSTEM} in front or "
             "without: make a record of each question and answer"
         )
-    found = [files.find(picture) for picture in row.pictures]
+    found = [matches.find(picture) for picture in row.pictures]
+    for picture, file in zip(row.pictures, found, strict=True):
+        if is_renamed(picture, file):
+            renamed[show_pictures([picture])] = file.path
     return Record(
         file=str(source.path),
         index=at,
@@ -159,6 +166,8 @@ def _gdsh_record(
         rewritten=row.rewritten,
         without_interval=row.without_interval,
         duplicates=row.duplicates,
+        normal=row.normal,
+        renamed=row.renamed,
     )
 
 

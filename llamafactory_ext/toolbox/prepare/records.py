@@ -8,7 +8,7 @@ from pathlib import Path
 from llamafactory_ext.data.formats import FORMATS
 from llamafactory_ext.data.formats.chatts import NAME, ROWS, TIME, as_floats, as_series_list
 from llamafactory_ext.errors import excerpt
-from llamafactory_ext.gdsh import GdshError, Row, read_annotations, refuse_control_tokens, show_pictures
+from llamafactory_ext.gdsh import NORMAL_TYPES, GdshError, Row, read_annotations, refuse_control_tokens, show_pictures
 
 from .origin import Origin, read_origin
 from .resampling import Floats
@@ -43,6 +43,8 @@ class Record:
     rewritten: int = 0
     without_interval: int = 0
     duplicates: int = 0
+    normal: int = 0
+    renamed: int = 0
     values: tuple[Floats, ...] = ()
     """The series of a ChatTS record, which has no CSV files."""
     origin: Origin | None = None
@@ -67,10 +69,18 @@ def fault_of(record: Record, error: object) -> Fault:
     return Fault(record.file, record.index, show_pictures(record.pictures), str(error))
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, normal: frozenset[str] = NORMAL_TYPES) -> Iterator[Row]:
     """Read an annotation file; see `read_annotations`."""
-    roles = {"role_tag": GDSH_TAGS["role_tag"], "assistant_tag": GDSH_TAGS["assistant_tag"]}
-    yield from read_annotations(path, **GDSH_COLUMNS, **roles, content_tag=GDSH_TAGS["content_tag"], system=None)
+    yield from read_annotations(
+        path,
+        messages=GDSH_COLUMNS["messages"],
+        images=GDSH_COLUMNS["images"],
+        role_tag=GDSH_TAGS["role_tag"],
+        content_tag=GDSH_TAGS["content_tag"],
+        assistant_tag=GDSH_TAGS["assistant_tag"],
+        system=None,
+        normal=normal,
+    )
 
 
 def read_chatts(fields: object, path: Path, at: int) -> Record:

@@ -42,6 +42,8 @@ class Tally:
     series_lengths: Counter[int] = field(default_factory=Counter)
     gaps: dict[str, int] = field(default_factory=dict)
     """CSV files with cells that were filled in, and how many."""
+    remarks: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """CSV files that are not as usual: kind and text of each remark."""
     faults: list[Fault] = field(default_factory=list)
     conflicts: list[dict[str, object]] = field(default_factory=list)
     too_long: list[dict[str, object]] = field(default_factory=list)
@@ -54,6 +56,7 @@ class Tally:
         self.interval_lengths.update(other.interval_lengths)
         self.series_lengths.update(other.series_lengths)
         self.gaps.update(other.gaps)
+        self.remarks.update(other.remarks)
         self.faults += other.faults
         self.conflicts += other.conflicts
         self.too_long += other.too_long
@@ -105,6 +108,9 @@ def make_report(
         "answers": {
             "rewritten": counts["rewritten"],
             "entries_without_interval": counts["without_interval"],
+            "intervals_renamed": counts["renamed"],
+            "normal_entries": counts["normal"],
+            "normal_beside_anomalies": counts["normal_beside_anomalies"],
             "emptied": counts["emptied"],
             "duplicates": counts["duplicates"],
             "became_equal": counts["became_equal"],
@@ -113,8 +119,15 @@ def make_report(
         "prompts": {"markers_added": counts["markers_added"]},
         "repaired": {
             "values_filled": sum(tally.gaps.values()),
+            "labels_over_filled": counts["labels_over_filled"],
             "series_with_gaps": [{"file": file, "values": values} for file, values in sorted(tally.gaps.items())],
         },
+        "series_by_ending": [{"picture": picture, "file": file} for picture, file in sorted(spool.renamed.items())],
+        "series_remarks": [
+            {"file": file, "kind": kind, "text": text}
+            for file, found in sorted(tally.remarks.items())
+            for kind, text in found
+        ],
         "intervals": counts["intervals"],
         "types": dict(tally.types.most_common()),
         "interval_lengths": summarise(tally.interval_lengths),

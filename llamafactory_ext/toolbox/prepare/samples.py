@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 from llamafactory_ext.gdsh import (
     Anomaly,
+    Answer,
     GdshError,
+    Series,
     check_intervals,
     parse_answer,
     place_markers,
@@ -22,7 +24,7 @@ from llamafactory_ext.gdsh import (
 from .options import Options
 from .records import Record
 from .report import Tally
-from .resampling import Floats, check_alignment
+from .resampling import check_alignment
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,17 @@ class Sample:
     """The answer where it is passed on as it is."""
 
 
-def read_sample(record: Record, series: list[Floats], options: Options, counts: Counter[str]) -> Sample:
+def read_sample(record: Record, read: list[Series], options: Options, counts: Counter[str]) -> Sample:
     """Check one record against its series.
 
     Raises:
         GdshError: whatever is wrong with it. Nothing is counted then.
     """
+    series = [one.values for one in read]
     (prompt,), moved = place_markers([record.prompt], len(series))
-    answer = parse_answer(record.answer)
+    answer = parse_answer(record.answer, options.normal)
     check_intervals(answer.intervals, [len(values) for values in series])
+    over_filled = _refuse_filled(answer, read, options)
     if options.max_points is not None or options.window is not None:
         check_alignment(series, window=options.window, points=options.max_points)
     text = None if options.rewrites_answers else answer.text
@@ -107,10 +111,29 @@ def read_sample(record: Record, series: list[Floats], options: Options, counts: 
     left_out = answer.without_interval + record.without_interval + (without if text is None else 0)
     counts["rewritten"] += answer.rewritten or bool(record.rewritten)
     counts["without_interval"] += left_out
-    counts["emptied"] += left_out > 0 and not anomalies
+    normal = answer.normal + record.normal
+    counts["normal"] += normal
+    counts["normal_beside_anomalies"] += bool(normal and anomalies)
+    counts["renamed"] += answer.renamed + record.renamed
+    counts["emptied"] += left_out + normal > 0 and not anomalies
+    counts["labels_over_filled"] += over_filled
     counts["duplicates"] += answer.duplicates + record.duplicates
     counts["markers_added"] += moved
     return Sample(record, prompt, anomalies, text)
+
+
+def _refuse_filled(answer: Answer, read: list[Series], options: Options) -> int:
+    """Count the labels over interpolated rows; without `allow_filled_labels` they are a fault."""
+    found = [(start, end, max(one.filled_within(start, end) for one in read)) for start, end in answer.intervals]
+    found = [one for one in found if one[2]]
+    if found and not options.allow_filled_labels:
+        start, end, filled = found[0]
+        raise GdshError(
+            f"{len(found)} labels lie over interpolated rows, where nothing is seen; the first is [{start}, {end}], "
+            f"{filled} of its {end - start + 1} rows are: fill in what was measured, correct the labels, or keep them "
+            "with --allow-filled-labels"
+        )
+    return len(found)
 
 
 def merge_samples(samples: Sequence[Sample], tally: Tally) -> Sample:

@@ -98,6 +98,12 @@ class RecordFacts:
     """What is wrong with an interval that is no pair of whole numbers."""
     filled: int = 0
     """Values that were no finite number and were interpolated; always 0 for records with the values inside."""
+    filled_labels: tuple[str, ...] = ()
+    """Labels over interpolated rows, the first ones in words."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """Kind and text of what is not as usual in the series' files."""
+    normal: int = 0
+    """Entries of the answers that name the normal state: left out."""
     prompt_characters: int = 0
     answer_characters: int = 0
 
@@ -138,6 +144,9 @@ def record_facts(
         labels=tuple(label for one in read for label in one.labels),
         bad_interval=next((one.fault for one in read if one.fault), ""),
         filled=notes["values_filled"],
+        filled_labels=tuple(notes.get("filled_labels", ())),
+        remarks=tuple((kind, text) for kind, text in notes.get("remarks", ())),
+        normal=notes.get("normal_entries", 0),
         prompt_characters=len(system) + sum(len(turn["content"]) for turn in turns) - sum(map(len, answers)),
         answer_characters=sum(map(len, answers)),
     )
