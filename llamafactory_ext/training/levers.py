@@ -16,7 +16,6 @@ from llamafactory_ext.model.float16 import guard_last_projections, match_half_pr
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
 from llamafactory_ext.plugin.relevance import is_our_run
 from llamafactory_ext.training.encoder import train_whole
-from llamafactory_ext.training.engines import refuse_other_engines
 from llamafactory_ext.training.runs import begin_training
 
 
@@ -31,7 +30,6 @@ def install(upstream: Any) -> str | None:
     def init_with_levers(config: Any, model: Any, model_args: Any, finetuning_args: Any, is_trainable: bool) -> Any:
         if not is_chatts(config):
             return init_adapter(config, model, model_args, finetuning_args, is_trainable)
-        refuse_other_engines(model_args, finetuning_args)
         if is_trainable and is_our_run(model_args):
             begin_training()
         model.returns_logits = _wants_logits(finetuning_args)

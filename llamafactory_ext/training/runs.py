@@ -16,6 +16,7 @@ from llamafactory.hparams import DataArguments, FinetuningArguments
 from llamafactory_ext.plugin.relevance import TEMPLATE, is_chatts_checkpoint, is_ours, note_run, this_run
 from llamafactory_ext.training import folder
 from llamafactory_ext.training.arguments import SeriesDataArguments, SeriesFinetuningArguments
+from llamafactory_ext.training.engines import refuse_other_engines, report_known_faults
 from llamafactory_ext.training.whole_checkpoints import read_json
 
 
@@ -34,7 +35,9 @@ def install_train(upstream: Any) -> str | None:
         if note(*parsed):
             model_args, data_args, training_args, finetuning_args, _ = parsed
             check_template(model_args, data_args, text_only=finetuning_args.stage == "pt")
+            refuse_other_engines(model_args, finetuning_args)
             if training_args.do_train:
+                report_known_faults(model_args.flash_attn == "fa2", training_args.gradient_accumulation_steps)
                 _check_generation(training_args)
                 _described.clear()  # now: LLaMA-Factory changes some of them later on
                 _described.update(folder.describe(model_args, data_args, training_args, finetuning_args))

@@ -17,7 +17,6 @@ from llamafactory.train.callbacks import SaveProcessorCallback
 from llamafactory_ext.data.template import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
 from llamafactory_ext.plugin.relevance import is_our_run
-from llamafactory_ext.training.engines import report_known_faults
 from llamafactory_ext.training.event_f1 import EventF1Callback, chooses_by_events
 from llamafactory_ext.training.resuming import (
     RefuseNoStep,
@@ -59,8 +58,6 @@ def install_sft(upstream: Any) -> str | None:
             if self.series_processor is not None:  # written by `save_model`; upstream writes it again, after all else
                 self.remove_callback(SaveProcessorCallback)
                 _check_first(self.train_dataset, self.series_processor)
-                attention = getattr(self.model.config, "_attn_implementation", None)
-                report_known_faults(attention == "flash_attention_2", self.args.gradient_accumulation_steps)
             self.event_f1 = None
             if self.args.do_train and (finetuning_args.event_f1_steps is not None or chooses_by_events(self.args)):
                 self.event_f1 = EventF1Callback(self, finetuning_args, gen_kwargs or {})

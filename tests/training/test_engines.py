@@ -1,6 +1,7 @@
 """Engines that would drop the encoder are refused in one line; versions with a known fault are reported."""
 
 import re
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,6 @@ import pytest
 
 
 pytest.importorskip("llamafactory", reason="the keys are fields of LLaMA-Factory's arguments")
-from helpers_model import config_dict
 from llamafactory.hparams import DataArguments, FinetuningArguments, ModelArguments
 
 from llamafactory_ext.training import arguments
@@ -63,42 +63,34 @@ def test_every_list_of_argument_classes_is_extended() -> None:
             assert classes == [ModelArguments, arguments.SeriesDataArguments, arguments.SeriesFinetuningArguments]
 
 
-def test_a_run_is_stopped_before_its_adapter() -> None:
-    from llamafactory_ext.model import Qwen2TSConfig
-    from llamafactory_ext.training import levers
+def test_both_are_looked_at_when_a_run_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded, and for runs of ours only; with a stand-in for the version."""
+    from llamafactory_ext.training import engines, runs
 
-    upstream: Any = SimpleNamespace(init_adapter=lambda *arguments: "adapted")
-    levers.install(upstream)
-    config = Qwen2TSConfig.from_dict(config_dict("qwen2"))
-    with pytest.raises(ValueError, match="KTransformers"):
-        upstream.init_adapter(config, None, SimpleNamespace(use_kt=True), SimpleNamespace(), True)
-    assert upstream.init_adapter(None, None, SimpleNamespace(use_kt=True), SimpleNamespace(), True) == "adapted"
-
-
-def test_faults_are_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for upstream's Trainer and for the versions."""
-    from llamafactory_ext.model import ChatTSProcessor
-    from llamafactory_ext.training import engines, trainers
-
-    class Trainer:
-        model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
-        args = SimpleNamespace(gradient_accumulation_steps=16)
-        train_dataset = None
-
-        def __init__(self, **given: Any) -> None:
-            self.given = given
-
-        def remove_callback(self, callback: Any) -> None:
-            pass
-
-    upstream: Any = SimpleNamespace(CustomSeq2SeqTrainer=Trainer)
-    trainers.install_sft(upstream)
     said: list[str] = []
+    monkeypatch.setattr(runs, "_look_into_folder", lambda *arguments: None)
+    monkeypatch.setattr(runs.folder, "describe", lambda *arguments: {})
     monkeypatch.setattr(engines.logger, "warning_rank0", said.append)
-    processor = object.__new__(ChatTSProcessor)
-    for version, words in (("5.6.0", "FlashAttention-2"), ("5.5.0", "divides gradients"), ("5.5.4", "")):
-        monkeypatch.setattr(engines.importlib.metadata, "version", lambda name, found=version: found)
-        for one in (processor, None):  # not for a run without series
-            upstream.CustomSeq2SeqTrainer(finetuning_args=SimpleNamespace(event_f1_steps=None), processor=one)
-        assert words in "".join(said) and len(said) == bool(words)
-        said.clear()
+    monkeypatch.setattr(engines.importlib.metadata, "version", lambda name: "5.5.0")
+
+    def parse(template: str, **model_keys: Any) -> None:
+        training_args = SimpleNamespace(
+            do_train=True,
+            gradient_accumulation_steps=16,
+            output_dir=str(tmp_path / "none"),
+            predict_with_generate=False,
+            eval_strategy="no",
+        )
+        model_args = SimpleNamespace(model_name_or_path=str(tmp_path), flash_attn="sdpa", **model_keys)
+        parsed = (model_args, SimpleNamespace(template=template), training_args, SimpleNamespace(stage="sft"), None)
+        upstream: Any = SimpleNamespace(_parse_train_args=lambda args: parsed)
+        runs.install_train(upstream)
+        upstream._parse_train_args(None)
+
+    parse("chatts")
+    assert len(said) == 1 and "divides gradients" in said[0]
+    with pytest.raises(ValueError, match="KTransformers"):
+        parse("chatts", use_kt=True)
+    said.clear()
+    parse("qwen", use_kt=True)
+    assert not said
