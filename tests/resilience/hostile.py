@@ -131,9 +131,7 @@ ATTACKS = (
     Attack("request: 8 MB of percent signs", repeated(b"data:text/csv,", b"%", b"", 8e6), 150),
     Attack("request: 32 MB of base64", repeated(b"data:text/csv;base64,", b"AAAA", b"", 3.2e7), 150),
     Attack("request: 12 MB of escapes", repeated(b"data:application/json,[", b"%31,", b"1]", 8e6), 400, "read"),
-    Attack(
-        "adapter: equal patterns", repeated(LORA + b', "rank_pattern": {', b'"a": 8, ', b'"b": 8}}', 8e6), 150, "read"
-    ),
+    Attack("adapter: patterns", repeated(LORA + b', "rank_pattern":{', b'"a": 8,', b'"b": 8}}', 8e6), 150, "read"),
     Attack("adapter: 32 MB of a pattern", repeated(LORA + b', "exclude_modules": "', b"(.*)*", b'"}', 3.2e7), 300),
     Attack("adapter: nested 10 million deep", repeated(LORA + b', "x": ', b"[", b"", 1e7), 150),
     Attack("weights: an index of names", repeated(b'{"weight_map": {', b'"a": "../x", ', b'"b": 1}}', 1e7), 300),
