@@ -366,7 +366,9 @@ def test_broken_line_of_a_chatts_file(tmp_path: Path, tokenise: Callable[..., An
         tokenise(tmp_path)
 
 
-def test_series_without_a_chatts_model(gdsh: Gdsh, tokenise: Callable[..., Any], demo: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def plain(demo: Path, tmp_path: Path) -> Path:
+    """The demo's checkpoint as one of Qwen2 that knows no series."""
     model = tmp_path / "plain"
     model.mkdir()
     for file in (demo / "model").iterdir():
@@ -376,8 +378,12 @@ def test_series_without_a_chatts_model(gdsh: Gdsh, tokenise: Callable[..., Any],
     config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     config.pop("ts")
     (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_series_without_a_chatts_model(gdsh: Gdsh, tokenise: Callable[..., Any], plain: Path) -> None:
     with pytest.raises(ValueError, match="the model is no ChatTS checkpoint"):
-        tokenise(gdsh.records(annotation()).folder, model=model)
+        tokenise(gdsh.records(annotation()).folder, model=plain)
 
 
 @pytest.mark.parametrize("use", ["loader", "gdsh", "chatts", "messages", "config"])
@@ -460,9 +466,11 @@ class TestOverlong:
         with pytest.raises(ValueError, match="4 of 4 records do not fit"):
             tokenise(folder, dataset=None, cutoff_len=prompt - 1, **keys)
 
-    def test_other_templates_are_cut_as_before(self, tmp_path: Path, tokenise: Callable[..., Any]) -> None:
+    def test_other_templates_are_cut_as_before(
+        self, tmp_path: Path, tokenise: Callable[..., Any], plain: Path
+    ) -> None:
         rows = [{"instruction": "hello " * 500, "input": "", "output": "yes"}]
         (tmp_path / "a.json").write_text(json.dumps(rows))
         (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
-        run = tokenise(tmp_path, template="qwen", cutoff_len=100)
+        run = tokenise(tmp_path, model=plain, template="qwen", cutoff_len=100)
         assert len(run["train_dataset"][0]["input_ids"]) == 100
