@@ -223,6 +223,10 @@ def walk(value: Any) -> Iterator[Interval]:
         if value.get("interval") is not None:
             start, end = value["interval"]
             yield int(start), int(end)
+        elif {"start", "end"} <= value.keys():
+            yield int(value["start"]), int(value["end"])
+        elif isinstance(value.get("range"), list) and value["range"]:
+            yield int(value["range"][0]), int(value["range"][1])
         yield from walk(value.get("detected_anomalies"))
 
 
