@@ -108,7 +108,7 @@ def test_cells_that_are_no_number_are_counted() -> None:
         ("x/" * 5000, 400, "found a path of 10,000 characters"),
         ("large.csv", 413, "at most 4,194,304 are read"),
         ("words.csv", 400, "'words.csv': no column 'value' in the header …"),
-        ("cells.csv", 400, "'cells.csv': no finite number in 1 rows of 'value', the first cell is …"),
+        ("cells.csv", 400, "'cells.csv': line 2: the cell …"),
         ("http://127.0.0.1:9/a.csv", 400, "nothing is fetched"),
         ("HTTPS://example.org/a.csv", 400, "nothing is fetched"),
         ("file:///etc/passwd", 400, "nothing is fetched"),
