@@ -67,7 +67,7 @@ def status() -> int:
         return 1
     try:
         formats, templates = _load()
-    except Exception as err:  # whatever an install can have wrong, it is told here
+    except Exception as err:  # whatever an install can have wrong, it is reported here
         print(f"LLaMA-Factory can't be imported: {type(err).__name__}: {err}")
         print("Install versions that fit together, from this project's folder: pip install '.[train]'")
         return 1

@@ -74,7 +74,7 @@ def install(upstream: ModuleType) -> str | None:
 
 
 def load_with_notes(dataset_attr: Any, model_args: Any, data_args: Any, training_args: Any) -> Any:
-    """Returns the converted records of one entry, those with a fault among them; column ``_notes`` tells.
+    """Returns the converted records of one entry, those with a fault among them; see column ``_notes``.
 
     Takes what upstream's ``_load_single_dataset`` takes; for tools that want to see more than a run does.
     """

@@ -81,7 +81,7 @@ def arrow_may_read(source: Path) -> bool:
         for piece in iter(lambda: file.readline(_PIECE), b""):
             start = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
             if (start and not begun and start not in b"[{") or b"\0" in piece:
-                raise ValueError(f"{source} is no JSON text; expected one JSON object a line: unpack or mend it.")
+                raise ValueError(f"{source} is no JSON text; expected one JSON object a line: unpack or correct it.")
             if start == b"[" and not begun:
                 return False
             begun = begun or bool(start)

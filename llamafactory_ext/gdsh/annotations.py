@@ -71,7 +71,7 @@ def read_annotations(
 
     Raises:
         GdshError: the file cannot be read as JSON, raised when that place is reached. A fault of a single record
-            is told in its row instead.
+            is reported in its row instead.
     """
     for index, record in enumerate(read_records(path)):
         row = Row(index)

@@ -149,7 +149,7 @@ class _Window:
 
     def fault(self, error: Exception) -> GdshError:
         line = self.line
-        if not isinstance(error, json.JSONDecodeError):  # which tells its place itself
+        if not isinstance(error, json.JSONDecodeError):  # which names its place itself
             line += self.text.count("\n", 0, self.at)
         return _fault(error, self.text, self.path, line, self.column)
 

@@ -1,7 +1,7 @@
 """What a checkpoint's ``config.json`` may say: found out before a tokenizer or a weight is loaded.
 
 A checkpoint comes from anywhere. Sizes are bounded by several times those of any published model, so that a wrong
-number is told by its key and not by a machine that has run out of memory; and what names code is not followed.
+number is reported by its key and not by a machine that has run out of memory; and what names code is not followed.
 """
 
 import re

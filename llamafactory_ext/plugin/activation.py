@@ -1,4 +1,4 @@
-"""Puts the seams in place as their modules are imported, and tells a run that needs one which does not fit.
+"""Puts the seams in place as their modules are imported, and stops a run that needs one which does not fit.
 
 A seam is put in place when its module has been imported, at once where it was before. One that does not fit, whatever
 the reason, does not stop a run that has no use for it; a run that has stops with the seam's name and both versions.

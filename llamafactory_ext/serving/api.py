@@ -90,7 +90,7 @@ def _answer_with_series(app: Any, chat_model: Any) -> None:
 
 
 async def _tell_faults(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Tells what is wrong with a body's shape. Upstream repeats the body, and fails to where JSON can't hold it."""
+    """Says what is wrong with a body's shape. Upstream repeats the body, and fails to where JSON can't hold it."""
     faults = [{"loc": fault["loc"], "msg": _message(fault), "type": fault["type"]} for fault in error.errors()]
     if len(faults) > _SHOWN:
         faults[_SHOWN:] = [{"loc": ["body"], "msg": f"… and {len(faults) - _SHOWN} more", "type": "more"}]

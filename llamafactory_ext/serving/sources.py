@@ -43,7 +43,7 @@ class SourceError(ValueError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
-        """The HTTP status that tells it best."""
+        """The HTTP status that fits best."""
 
 
 def read_source(source: str, folder: Path | None) -> Series:

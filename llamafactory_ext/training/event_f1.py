@@ -192,7 +192,7 @@ def _question(example: dict[str, Any], row: int, tokenizer: Any, generates: bool
     if reading.form == UNREADABLE:
         raise ValueError(
             "`event_f1_steps` reads intervals from answers, and can't read that of validation record "
-            f"{row}: {reading.problem}. Mend the record, or remove `event_f1_steps`."
+            f"{row}: {reading.problem}. Correct the record, or remove `event_f1_steps`."
         )
     length = max((len(series) for series in example.get("audios") or ()), default=0)
     intervals = frozenset((one.start, one.end) for one in place(reading.anomalies, length).inside)

@@ -39,7 +39,7 @@ def install_parsed_trust(upstream: Any) -> str | None:
 
 def _say_aside() -> None:
     logger.warning_rank0_once(
-        "trust_remote_code is left aside: this checkpoint is opened without the code that came with it."
+        "trust_remote_code is ignored: this checkpoint is opened without the code that came with it."
     )
 
 

@@ -155,11 +155,12 @@ def test_a_name_that_is_no_utf8_is_a_fault(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
     try:
-        (folder / os.fsdecode(b"\xff_X.csv")).write_text("value\n1\n")
+        for name in (b"\xff_X.csv", b"\xff_Y.csv", b"\xff_Z.csv"):  # a prefix that all files share is a data set's
+            (folder / os.fsdecode(name)).write_text("value\n1\n")
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
-    (line,) = lines(folder, annotation("X.jpg"))
-    assert "is not UTF-8; rename the file" in line["fault"]
+    for line in lines(folder, *(annotation(f"{name}.jpg") for name in "XYZ")):
+        assert "is not UTF-8; rename the file" in line["fault"]
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;x\x07.jpg", "a\nrecord 7 (b.jpg): fine", "\u202egpj.a", "\x9b2J"])

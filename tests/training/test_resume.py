@@ -1,4 +1,4 @@
-"""A run goes on from its last whole checkpoint, whatever ended it, and ends as one that nothing happened to."""
+"""A run resumes from its last whole checkpoint, whatever ended it, and ends as one that nothing happened to."""
 
 import errno
 import json
@@ -164,7 +164,7 @@ def test_true_means_the_last_whole_one(killed: Path, whole: Path, train: Train) 
 
 
 def test_a_run_that_starts_over_leaves_no_checkpoint_of_another(killed: Path, train: Train) -> None:
-    """Killed before its step 4, it would go on from the other run's checkpoint-4."""
+    """Killed before its step 4, it would resume from the other run's checkpoint-4."""
     shutil.rmtree(killed / "checkpoint-4")
     (killed / "checkpoint-2").rename(killed / "checkpoint-4")
     train(killed, overwrite_output_dir=True, max_steps=2)

@@ -80,7 +80,7 @@ def lines(attr: Any, source: Path, folder: Path) -> Iterator[str]:
 
 def _line(attr: Any, record: Any) -> str:
     if not isinstance(record, dict):
-        raise GdshError(f"found {excerpt(record)}; expected a JSON object: mend or remove it")
+        raise GdshError(f"found {excerpt(record)}; expected a JSON object: correct or remove it")
     texts = {attr.prompt, attr.query, attr.response, attr.system, attr.tools}
     if isinstance(record.get(NAME), str):
         texts |= {NAME}

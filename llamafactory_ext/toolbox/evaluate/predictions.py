@@ -21,7 +21,7 @@ _DESCRIPTION = re.compile(r"\[offset=[^|\[\]]+\|scaling=[^|\[\]]+\|length=(\d{1,
 
 
 class EvaluateError(Exception):
-    """Predictions or data that can't be scored. The message tells file, line, what was found and what was expected."""
+    """Predictions or data that can't be scored. The message names file, line, what was found and what was expected."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Fault:
 
 
 def fault_of(record: Record, error: object) -> Fault:
-    """Tell a fault of `record`."""
+    """Report a fault of `record`."""
     return Fault(record.file, record.index, show_pictures(record.pictures), str(error))
 
 
