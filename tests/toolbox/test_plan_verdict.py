@@ -337,6 +337,15 @@ def test_output_folder(make: Make, tmp_path: Path) -> None:
     (out / "checkpoint-50").mkdir(parents=True)
     (out / "checkpoint-50" / "trainer_state.json").write_text('{"global_step": 50}')
     assert level("the run resumes from step 50") == "warning"
+    record = {"data": {"dataset": {"gdsh": {}}, "cutoff_len": 4096}, "method": {"learning_rate": 1e-4, "fp16": True}}
+    (out / "chatts_run.json").write_text(json.dumps(record))
+    recipe = make(dataset="gdsh", cutoff_len=4096, learning_rate="1.0e-4", fp16=True)
+    assert level("the run resumes from step 50") == "warning"
+    recipe = make(dataset="a,b", cutoff_len=512, learning_rate=2e-4, fp16=True)
+    said_of = "dataset gdsh (here a, b), cutoff_len 4096 (here 512), learning_rate 0.0001 (here 0.0002)"
+    assert level(f"holds a run with {said_of}: name another") == "fault"
+    recipe = make()
+    (out / "chatts_run.json").unlink()
     adapter = out / "checkpoint-50" / "adapter_config.json"
     adapter.write_text('{"base_model_name_or_path": "other/model"}')
     assert level("is a run of other/model, this is one of none/ChatTS-14B") == "fault"

@@ -157,6 +157,11 @@ def _output(recipe: Recipe) -> Iterator[Check]:
             level, f"output_dir {folder} holds files and no checkpoint: name another, or overwrite_output_dir=true"
         )
         return
+    another = _differs(recipe, _read(folder / "chatts_run.json"))
+    if another:
+        text = f"output_dir {folder} holds a run with {', '.join(another)}: name another, or overwrite_output_dir=true"
+        yield Check("fault", text)
+        return
     base = _read(last / "adapter_config.json").get("base_model_name_or_path")
     if base is not None and base != recipe.model:
         yield Check("fault", f"output_dir {folder} is a run of {base}, this is one of {recipe.model}: name another")
@@ -165,6 +170,29 @@ def _output(recipe: Recipe) -> Iterator[Check]:
     yield Check(
         "warning", f"output_dir {folder}: the run resumes from step {step}; overwrite_output_dir=true starts over"
     )
+
+
+def _differs(recipe: Recipe, before: dict[str, Any]) -> list[str]:
+    """Returns what the recipe sets otherwise than the run in its folder was; training compares the rest."""
+    found = []
+    names = recipe.get("dataset", None)
+    wanted = names.split(",") if isinstance(names, str) else names or []
+    held = list(before.get("data", {}).get("dataset", {}))
+    if held and wanted and {name.strip() for name in wanted} != set(held):
+        found.append(f"dataset {', '.join(held)} (here {', '.join(wanted)})")
+    for part in ("data", "method"):
+        for key, value in before.get(part, {}).items():
+            now = recipe.get(key, None)
+            if key != "dataset" and now is not None and isinstance(value, int | float | str) and not _same(value, now):
+                found.append(f"{key} {value} (here {now})")
+    return found
+
+
+def _same(one: object, other: object) -> bool:
+    try:
+        return float(str(one)) == float(str(other))
+    except ValueError:
+        return str(one).lower() == str(other).lower()
 
 
 def _read(path: Path) -> dict[str, Any]:
