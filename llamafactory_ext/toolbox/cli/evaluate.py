@@ -145,12 +145,16 @@ def read(path: Path, options: argparse.Namespace) -> tuple[list[Prediction], lis
     return read_foreign(path, sources, options.dataset), sources
 
 
-def _refuse(options: argparse.Namespace) -> None:
-    """Stops before anything is read where the command can't lead to scores."""
-    needed = {*NEEDED, *(DETECTORS[name].needs for name in options.detectors if options.dataset)} - {""}
-    missing = [name for name in sorted(needed) if importlib.util.find_spec(name) is None]
+def refuse_missing(*needed: str) -> None:
+    """Stops where a package that scores need is not there."""
+    missing = [name for name in sorted({*NEEDED, *needed} - {""}) if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"no module {', '.join(missing)}; install what scores need: pip install '.[evaluate]'")
+
+
+def _refuse(options: argparse.Namespace) -> None:
+    """Stops before anything is read where the command can't lead to scores."""
+    refuse_missing(*(DETECTORS[name].needs for name in options.detectors if options.dataset))
     if not options.predictions.is_file():
         raise UsageError(f"{options.predictions}: no such file")
     refuse_foreign(options.out / PAGE, GENERATOR, "--out")

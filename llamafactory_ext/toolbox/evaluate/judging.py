@@ -1,7 +1,7 @@
 """Judges one record: its label and its prediction read, placed in the series, and compared; what comes of it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,9 @@ class Evaluation:
 
     scores: Mapping[str, Any]
     records: Sequence[Judged]
+    cases: "Sequence[Case]" = ()
+    keys: Sequence[Hashable] = ()
+    """For each record what its prompt says of its series, where it does."""
 
 
 @dataclass(frozen=True)

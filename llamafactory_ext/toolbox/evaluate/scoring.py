@@ -52,7 +52,7 @@ def evaluate(
     dataset: str = "the data set",
     salvage: bool = False,
     progress: Progress = lambda items, text, count: items,
-    names: Sequence[str] = detectors.RULES,
+    names: Sequence[str] | None = detectors.RULES,
     training: Sequence[Source] | None = None,
 ) -> Evaluation:
     """Score predictions; with `sources`, the records of their data set, `detectors` have series to read.
@@ -60,7 +60,7 @@ def evaluate(
     Arguments:
         dataset: what messages call it.
         salvage: take the whole entries of answers that break off.
-        names: of the detectors.
+        names: of the detectors; None: not even random intervals.
         training: records of other data, to choose the detectors' thresholds on.
 
     Raises:
@@ -80,7 +80,9 @@ def evaluate(
     sources = [sources[place] for place in kept] if sources is not None else None
     cases = [read_case(one, salvage) for one in predictions]
     found = [judge(case) for case in progress(cases, "scoring", len(cases))]
-    chosen = dict(thresholds(names, training, progress)) if sources is not None else dict.fromkeys(names, 0.0)
+    chosen = dict.fromkeys(names or (), 0.0)
+    if sources is not None:
+        chosen = dict(thresholds(list(chosen), training, progress))
     named = point_names(predictions, sources)
     points = by_point(named, found)
     whole = add(points.values())
@@ -92,7 +94,7 @@ def evaluate(
         **plain(whole),
         "events": counts_of(whole),
         "confidence": confidence(np.array(list(points.values()))),
-        "baselines": dict(_baselines(cases, sources, chosen, progress)),
+        "baselines": dict(_baselines(cases, sources, chosen, progress)) if names is not None else {},
         "per_type": by_type(cases),
         "per_point": {
             name: {"records": records_of(sums), **plain(sums), **counts_of(sums)} for name, sums in points.items()
@@ -103,7 +105,8 @@ def evaluate(
     }
     series = [source.series for source in sources] if sources is not None else [()] * len(cases)
     alone = [one.f1 for one in found]
-    return Evaluation(scores, list(map(_judged, [one.index for one in predictions], named, cases, alone, series)))
+    indices, keys = [one.index for one in predictions], [one.descriptions for one in predictions]
+    return Evaluation(scores, list(map(_judged, indices, named, cases, alone, series)), cases, keys)
 
 
 def _judged(index: int, name: str, case: Case, f1: dict[str, float], series: Any) -> Judged:

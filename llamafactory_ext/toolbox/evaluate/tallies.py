@@ -47,6 +47,12 @@ RATES = {
 LESS_IS_BETTER = ("false_alarms_per_1000_points", "false_alarms_per_normal_series", "mean_delay")
 
 
+def titles() -> dict[str, str]:
+    """Scores as tables name them, those that separate first."""
+    others = {f"{kind}_f1": f"{kind} F1" for kind in ("range", "affiliation", "point")}
+    return {"event_f1": "event F1", **RATES, **others}
+
+
 def tally(scores: RecordScores) -> Tally:
     """One record, ready to be added."""
     parts = (*scores.events, *scores.points, *scores.range, *scores.affiliation, 1, *scores.detail)
