@@ -37,7 +37,8 @@ demo-full: .venv/installed-train
 	        embedding_on_cpu=false eval_dataset=demo_full_$$part cutoff_len=512 max_new_tokens=64 \
 	        per_device_eval_batch_size=100 output_dir=saves/demo_full/$$part && \
 	    llamafactory-ext evaluate saves/demo_full/$$part/generated_predictions.jsonl \
-	        --out saves/demo_full/scores_$$part --dataset demo_full_$$part cutoff_len=512 || exit 1; \
+	        --out saves/demo_full/scores_$$part --dataset demo_full_$$part cutoff_len=512 \
+	        --detectors all --train demo_full_train || exit 1; \
 	done
 	python tools/demo/verdict.py saves/demo_full/scores_validation/scores.json \
 	    saves/demo_full/scores_exchanged/scores.json

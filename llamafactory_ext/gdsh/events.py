@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
@@ -41,7 +42,7 @@ class Agreement(NamedTuple):
 def event_counts(labels: Iterable[Interval], predictions: Iterable[Interval]) -> Counts:
     """Count hits, false alarms and misses of one series; an interval that is named twice counts once."""
     wanted, found = sorted(set(labels)), sorted(set(predictions))
-    hits = _pairs(wanted, found)
+    hits = matches(_touching(wanted, found))
     return Counts(hits, len(found) - hits, len(wanted) - hits)
 
 
@@ -70,10 +71,17 @@ def overlap(one: Interval, other: Interval) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _pairs(labels: Sequence[Interval], predictions: Sequence[Interval]) -> int:
-    """As many labels and predictions that overlap as can be matched one to one."""
-    if not labels or not predictions:
+def matches(allowed: NDArray[np.bool_]) -> int:
+    """As many labels and predictions as can be matched one to one.
+
+    Arguments:
+        allowed: which pairs may be matched; shape [labels, predictions].
+    """
+    if not allowed.any():
         return 0
-    wanted, found = np.array(labels), np.array(predictions)
-    touching = (wanted[:, None, 0] <= found[None, :, 1]) & (found[None, :, 0] <= wanted[:, None, 1])
-    return int((maximum_bipartite_matching(csr_array(touching), perm_type="column") >= 0).sum())
+    return int((maximum_bipartite_matching(csr_array(allowed), perm_type="column") >= 0).sum())
+
+
+def _touching(labels: Sequence[Interval], predictions: Sequence[Interval]) -> NDArray[np.bool_]:
+    wanted, found = np.array(labels).reshape(-1, 1, 2), np.array(predictions).reshape(1, -1, 2)
+    return np.asarray((wanted[..., 0] <= found[..., 1]) & (found[..., 0] <= wanted[..., 1]))

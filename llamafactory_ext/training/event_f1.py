@@ -102,7 +102,7 @@ def measure(trainer: Any, questions: Sequence[Question], generation: Any) -> dic
     """Returns event precision, recall and F1 over all questions, and how many answers could not be read.
 
     Each process answers its share; what is summed is the same in all of them afterwards. An answer that can't be read
-    finds nothing.
+    finds nothing, and is a false alarm where there is nothing to be found.
     """
     counts = torch.zeros(4, dtype=torch.long, device=trainer.args.device)
     own = questions[trainer.args.process_index :: trainer.args.world_size]
@@ -168,11 +168,18 @@ def validation_questions(trainer: Any, count: int) -> list[Question]:
 
 
 def score(question: Question, text: str) -> tuple[Counts, bool]:
-    """Returns the events of an answer, counted as the evaluation counts them, and whether it could be read."""
+    """Returns the events of an answer, counted as the evaluation counts them, and whether it could be read.
+
+    One that could not is a false alarm where there is nothing to be missed.
+    """
     reading = read_answer(text)
     placed = place(reading.anomalies, question.length)
     found = event_counts(question.intervals, {(one.start, one.end) for one in placed.inside})
-    return found._replace(false_alarms=found.false_alarms + len(placed.outside)), reading.form != UNREADABLE
+    readable = reading.form != UNREADABLE
+    nothing = (
+        not readable and not question.intervals
+    )  # no answer, and yet nothing is missed: it must not count as right
+    return found._replace(false_alarms=found.false_alarms + len(placed.outside) + nothing), readable
 
 
 def _question(example: dict[str, Any], row: int, tokenizer: Any, generates: bool) -> Question:

@@ -13,7 +13,7 @@ from conftest import ROOT
 from verdict import judge
 
 from llamafactory_ext.toolbox.demo.full_data import LENGTH, SHRINK, draw_records, make_entries, write_data
-from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.series import ALL_SHAPES, INCONSPICUOUS, draw_intervals, draw_series
 
 
 PARTS = ("train", "validation", "exchanged")
@@ -35,10 +35,10 @@ def entries(record: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ALL_SHAPES)
 def test_anomaly_of_a_short_series_changes_its_interval_and_nothing_else(kind: str) -> None:
     rng = np.random.default_rng(5)
-    shortest, longest = SHAPES[kind].length
+    shortest, longest = ALL_SHAPES[kind].length
     for _ in range(20):
         intervals = draw_intervals((kind, kind), LENGTH, rng, SHRINK)
         normal, values = draw_series((kind, kind), intervals, LENGTH, rng, SHRINK)
@@ -53,21 +53,24 @@ def test_files_hold_what_their_answers_say(data: Path) -> None:
     for record in read(data, "train"):
         (series,) = record["timeseries"]
         assert len(series) == LENGTH
-        for entry in entries(record):
+        named = entries(record)
+        stretches = [one["interval"] for one in named if one["type"] in INCONSPICUOUS]  # calmer or noisier than usual
+        hidden = {place for start, end in stretches for place in range(start - 1, end + 1)}
+        for entry in named:
             start, end = entry["interval"]
             assert 0 < start <= end < LENGTH - 1
             if entry["type"] in ("点异常", "阶跃上升", "阶跃下降", "区间异常", "震荡区间"):
                 jumps = np.abs(np.diff(series))
-                usual = np.median(jumps)
+                usual = np.median(jumps[[place for place in range(LENGTH - 1) if place not in hidden]])
                 assert jumps[start - 1] > 8 * usual and jumps[end] > 8 * usual
                 seen += 1
-    assert seen > 100
+    assert seen > 50
 
 
 def test_every_type_and_every_count_occurs(data: Path) -> None:
     found = [entries(record) for record in read(data, "train")]
     assert {len(one) for one in found} == {0, 1, 2}
-    assert {entry["type"] for one in found for entry in one} == set(SHAPES)
+    assert {entry["type"] for one in found for entry in one} == set(ALL_SHAPES)
 
 
 def test_no_point_and_no_series_is_on_both_sides(data: Path) -> None:
@@ -121,3 +124,19 @@ def test_verdict_asks_for_more_than_chance_and_rules_reach() -> None:
     assert missed(0.96, 0.33, random=0.29, zscore=0.1, iqr=0.95) == ["3 x series exchanged"]
     assert missed(0.96, 0.25, random=0.33, zscore=0.1, iqr=0.96) == ["3 x random", "iqr"]
     assert missed(0.89, 0.25, random=0.25, zscore=0.9, iqr=0.8) == ["wanted", "zscore"]
+
+
+@pytest.mark.parametrize("name", ["zscore", "iqr", "sub_pca"])
+def test_no_cheap_detector_wins_the_task(name: str) -> None:
+    """Most anomalies stay within the range of their series; those that cost more time were measured by hand."""
+    pytest.importorskip("pyod")
+    from llamafactory_ext.toolbox.evaluate import detectors
+    from llamafactory_ext.toolbox.evaluate.detail import ious, matches
+
+    detector, hits, both = detectors.DETECTORS[name], 0, 0
+    for record in draw_records("validation", 60, 0):
+        scores = detectors.point_scores([np.array(one) for one in record["timeseries"]], detector)
+        found = detectors.flagged_intervals(scores, detector.threshold or detectors.UNTRAINED)
+        labels = [tuple(entry["interval"]) for entry in entries(record)]
+        hits, both = hits + matches(ious(labels, found) >= 0.3), both + len(labels) + len(found)
+    assert 2 * hits / both < 0.7

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Gdsh, annotation, answer, log_history, run_cli
+from conftest import NOTHING_FOUND, ROOT, Gdsh, annotation, answer, log_history, run_cli
 
 from llamafactory_ext.toolbox.evaluate.predictions import Prediction
 from llamafactory_ext.toolbox.evaluate.scoring import evaluate
@@ -197,3 +197,12 @@ def test_the_best_checkpoint_is_chosen_by_event_f1(train: Train) -> None:
     state = json.loads((output / "trainer_state.json").read_text())
     scores = [entry["eval_event_f1"] for entry in state["log_history"] if "eval_event_f1" in entry]
     assert len(scores) == 2 and state["best_metric"] == max(scores)
+
+
+def test_an_unreadable_answer_is_a_failure_where_there_is_nothing_to_find() -> None:
+    """It would be right otherwise: nothing found, nothing missed."""
+    from llamafactory_ext.training.event_f1 import Question, score
+
+    assert score(Question({}, frozenset(), 50), "I see nothing") == ((0, 1, 0), False)
+    assert score(Question({}, frozenset({(3, 5)}), 50), "I see nothing") == ((0, 0, 1), False)
+    assert score(Question({}, frozenset(), 50), NOTHING_FOUND) == ((0, 0, 0), True)

@@ -18,12 +18,14 @@ import numpy as np
 
 from llamafactory_ext.series import describe
 from llamafactory_ext.toolbox.demo.folder import fresh_folder
-from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.series import ALL_SHAPES, INCONSPICUOUS, draw_intervals, draw_series
 
 
 LENGTH = 256
 SHRINK = 0.5  # of the intervals and of the day: GDSH's would fill a series of this length
 ANOMALIES = (0.1, 0.45, 0.45)  # how many a series holds: none, one, two
+CONTEXT = "上下文异常"
+HARD = 0.55  # the share of anomalies that stay within the range of their series
 PROMPT = "<ts><ts/>\n找出异常区间和类型，用JSON回答。"
 
 Record = dict[str, Any]
@@ -35,14 +37,21 @@ def write_answer(kinds: tuple[str, ...], intervals: list[tuple[int, int]]) -> st
     return json.dumps({"status": "success", "detected_anomalies": entries}, ensure_ascii=False, separators=(",", ":"))
 
 
-def draw_record(name: str, rng: np.random.Generator, allowed: tuple[str, ...] = tuple(SHAPES)) -> Record:
-    """Draw a point that shows up to two anomalies of the `allowed` types."""
+def draw_record(name: str, rng: np.random.Generator, allowed: tuple[str, ...] = tuple(ALL_SHAPES)) -> Record:
+    """Draw a point that shows up to two anomalies of the `allowed` types, most of them within the series' range."""
     count = rng.choice(len(ANOMALIES), p=ANOMALIES)
-    kinds = tuple(allowed[place] for place in rng.integers(len(allowed), size=count))
+    kinds = tuple(allowed[place] for place in rng.choice(len(allowed), size=count, p=shares(allowed)))
     intervals = draw_intervals(kinds, LENGTH, rng, SHRINK) if kinds else []
     _, values = draw_series(kinds, intervals, LENGTH, rng, SHRINK)
     series = [values.round(3).tolist()]
     return {"point": name, "input": PROMPT, "output": write_answer(kinds, intervals), "timeseries": series}
+
+
+def shares(kinds: tuple[str, ...]) -> list[float]:
+    """How often each type is drawn."""
+    hard = [kind in INCONSPICUOUS or kind == CONTEXT for kind in kinds]
+    alike = all(hard) or not any(hard)
+    return [1 / len(kinds) if alike else (HARD / sum(hard) if one else (1 - HARD) / hard.count(False)) for one in hard]
 
 
 def draw_records(part: str, count: int, seed: int) -> Iterator[Record]:
@@ -61,7 +70,7 @@ def exchange_series(records: list[Record]) -> list[Record]:
 def make_corpus(seed: int) -> list[str]:
     """Collect texts for a tokenizer: prompts, answers, and the line of statistics before a series."""
     roles = "system\nYou are a helpful assistant.\nuser\nassistant\n"
-    corpus = [roles, *SHAPES]
+    corpus = [roles, *ALL_SHAPES]
     for record in draw_records("corpus", 500, seed):
         corpus += [record["input"], record["output"], describe(np.array(record["timeseries"][0])), roles]
     return corpus

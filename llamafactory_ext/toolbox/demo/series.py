@@ -54,17 +54,44 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+def _smooth(stretch: Values) -> Values:
+    places = np.linspace(-1, 1, len(stretch))
+    fitted = np.polynomial.polynomial.polyfit(places, stretch, 3)
+    return np.asarray(np.polynomial.polynomial.polyval(places, fitted), dtype=np.float64)
+
+
+def _fast(stretch: Values, level: float, height: float) -> Values:
+    cycles: Values = np.sin(2 * np.pi * 3 * np.arange(len(stretch)) / len(stretch))
+    return level + height / 6 * cycles + stretch - _smooth(stretch)
+
+
+def _tilt(stretch: Values, level: float, height: float) -> Values:
+    towards = -1 if stretch.mean() > level else 1
+    return stretch + towards * height * 0.35 * _rise(len(stretch))
+
+
+# What stays within the range of the series, so that no fence around its values finds it. The rhythm is a sixth of the
+# height of the shapes above, the noise a 24th.
+INCONSPICUOUS: dict[str, Shape] = {
+    "数值冻结": Shape((40, 120), lambda x, level, height: np.full_like(x, x.mean()), "量程内数值停住不动"),
+    "节奏改变": Shape((40, 120), _fast, "波动幅度不变但明显变快"),
+    "噪声增大": Shape((40, 120), lambda x, level, height: 4 * x - 3 * _smooth(x), "趋势不变但噪声变大"),
+    "趋势改变": Shape((40, 120), _tilt, "量程内逐渐偏离原有节奏"),
+}
+ALL_SHAPES = SHAPES | INCONSPICUOUS
+
+
 def draw_intervals(
     kinds: tuple[str, ...], length: int, rng: np.random.Generator, shrink: float = 1.0
 ) -> list[Interval]:
     """Give each anomaly of `kinds` an interval in its own part of a series of `length` points.
 
-    Intervals are `shrink` times as long as `SHAPES` says, for series shorter than GDSH's.
+    Intervals are `shrink` times as long as `ALL_SHAPES` says, for series shorter than GDSH's.
     """
     part = length // len(kinds)
     intervals = []
     for place, kind in enumerate(kinds):
-        shortest, longest = (max(1, round(points * shrink)) for points in SHAPES[kind].length)
+        shortest, longest = (max(1, round(points * shrink)) for points in ALL_SHAPES[kind].length)
         count = int(rng.integers(shortest, longest + 1))
         start = place * part + int(rng.integers(2, part - count - 2))
         intervals.append((start, start + count - 1))
@@ -85,7 +112,7 @@ def draw_series(
     normal: Values = level + rhythm + noise * rng.standard_normal(length)
     values = normal.copy()
     for kind, (start, end) in zip(kinds, intervals, strict=True):
-        values[start : end + 1] = SHAPES[kind].change(normal[start : end + 1], level, 24 * noise)
+        values[start : end + 1] = ALL_SHAPES[kind].change(normal[start : end + 1], level, 24 * noise)
     return normal, values
 
 

@@ -1,7 +1,8 @@
 """Judges one record: its label and its prediction read, placed in the series, and compared; what comes of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from llamafactory_ext.gdsh import Anomaly
 from llamafactory_ext.gdsh.events import Counts, Interval, event_counts
 from llamafactory_ext.gdsh.readings import UNREADABLE, Placed, Reading, place, read_answer
-from llamafactory_ext.toolbox.evaluate.metrics import NOTHING_RIGHT, RecordScores, score
+from llamafactory_ext.toolbox.evaluate.detail import heights
+from llamafactory_ext.toolbox.evaluate.metrics import RecordScores, score, unreadable
 from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction
 
 
@@ -42,6 +44,9 @@ class Evaluation:
 
     scores: Mapping[str, Any]
     records: Sequence[Judged]
+    cases: "Sequence[Case]" = ()
+    keys: Sequence[Hashable] = ()
+    """For each record what its prompt says of its series, where it does."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,8 @@ def read_case(prediction: Prediction, salvage: bool) -> Case:
 
 def judge(case: Case) -> RecordScores:
     """Compare all intervals of a record, whatever types they are said to be of."""
-    labels, predicted = intervals(case.labels.inside), intervals(case.predicted.inside)
-    found = score(labels, predicted, case.length, len(case.predicted.outside))
-    if case.reading.form != UNREADABLE:
-        return found
-    return replace(found, range=NOTHING_RIGHT, affiliation=NOTHING_RIGHT, readable=False)
+    found = _compare(case, case.labels.inside, case.predicted.inside, len(case.predicted.outside))
+    return unreadable(found) if case.reading.form == UNREADABLE else found
 
 
 def judge_type(case: Case, name: str) -> RecordScores:
@@ -95,7 +97,40 @@ def judge_type(case: Case, name: str) -> RecordScores:
         [one for one in group if one.type == name]
         for group in (case.labels.inside, case.predicted.inside, case.predicted.outside)
     )
-    return score(intervals(labels), intervals(predicted), case.length, len(outside))
+    return _compare(case, labels, predicted, len(outside))
+
+
+def confidence_of(anomaly: Anomaly) -> float | None:
+    """How sure a detector is of an interval, by its entry's `confidence`; None where it has no finite number there."""
+    value = anomaly.fields.get("confidence")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    return float(value) if is_number else None  # type: ignore[arg-type]
+
+
+def has_confidences(case: Case) -> bool:
+    """Whether every predicted interval of a record has one, and there are some."""
+    return bool(case.predicted.inside) and all(confidence_of(one) is not None for one in case.predicted.inside)
+
+
+def _compare(case: Case, labels: Sequence[Anomaly], predicted: Sequence[Anomaly], outside: int) -> RecordScores:
+    sure = {(one.start, one.end): confidence_of(one) for one in predicted}
+    known = all(one is not None for one in sure.values())
+    levels = {place: float(one if known and one is not None else 1) for place, one in sure.items()}
+    return score(
+        intervals(labels),
+        intervals(predicted),
+        case.length,
+        outside,
+        types=(_types(labels), _types(predicted)),
+        scores=heights(levels, case.length),
+    )
+
+
+def _types(anomalies: Iterable[Anomaly]) -> dict[Interval, frozenset[str]]:
+    found: defaultdict[Interval, set[str]] = defaultdict(set)
+    for one in anomalies:
+        found[one.start, one.end].update({one.type} - {""})
+    return {place: frozenset(names) for place, names in found.items()}
 
 
 def recall_of_type(case: Case, name: str) -> Counts:

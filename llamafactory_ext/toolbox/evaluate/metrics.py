@@ -12,23 +12,20 @@ Point-adjusted scores are left out on purpose: a random guess does well by them 
 
 Empty sides, in one place (`_empty`), since the packages differ there (aeon 0, telemeval an error or no value): neither
 labels nor predictions is 1, only one of them is 0, for precision, recall and F1 alike. An answer that can't be read is
-never right: it counts as no predictions, and as 0 where there are no labels either.
+never right: it counts as no predictions, and where there are no labels either as one false alarm of one point, so that
+it fails in sums as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llamafactory_ext.gdsh.events import Agreement, Counts, Interval, agreement, event_counts
+from llamafactory_ext.toolbox.evaluate.detail import Detail, FloatArray, Mask, Types, detail
 
 
 PACKAGES = ("aeon", "telemeval")
-
-Mask = NDArray[np.int64]
-"""1 inside of an interval, else 0; shape [length]."""
-
 
 NOTHING_RIGHT = Agreement(0.0, 0.0, 0.0)
 
@@ -41,14 +38,11 @@ class RecordScores:
     points: Counts
     range: Agreement
     affiliation: Agreement
-    readable: bool = True
-    """Whether there was an answer to compare."""
+    detail: Detail = field(default=Detail(), compare=False)
 
     @property
     def f1(self) -> dict[str, float]:
         """The four F1 of this record alone."""
-        if not self.readable:
-            return dict.fromkeys(("event_f1", "range_f1", "affiliation_f1", "point_f1"), 0.0)
         return {
             "event_f1": agreement(*self.events).f1,
             "range_f1": self.range.f1,
@@ -57,22 +51,43 @@ class RecordScores:
         }
 
 
-def score(labels: Sequence[Interval], predictions: Sequence[Interval], length: int, outside: int = 0) -> RecordScores:
+def unreadable(found: RecordScores) -> RecordScores:
+    """What is left of the scores of no prediction, where that was no answer."""
+    one = found.detail._replace(vus_pr=0.0, vus_roc=0.0, normal_false_alarms=found.detail.normal)
+    wrong = replace(found, range=NOTHING_RIGHT, affiliation=NOTHING_RIGHT, detail=one)
+    if found.events.misses:
+        return wrong
+    return replace(wrong, events=Counts(0, 1, 0), points=Counts(0, 1, 0))
+
+
+def score(
+    labels: Sequence[Interval],
+    predictions: Sequence[Interval],
+    length: int,
+    outside: int = 0,
+    *,
+    types: tuple[Types, Types] = ({}, {}),
+    scores: FloatArray | None = None,
+) -> RecordScores:
     """Compare the intervals of one record, all of them within its `length` points.
 
     Arguments:
         outside: predictions besides that share no point with the series: false alarms among events, and a reason
             why the record is not "nothing found"; points, ranges and affiliation have no place for them.
+        types: of labels and predictions, for `Detail.right_type`.
+        scores: of each point, for VUS; None: 1 inside of a prediction, else 0.
     """
     found = event_counts(labels, predictions)
     found = found._replace(false_alarms=found.false_alarms + outside)
     wanted, guessed = mask(labels, length), mask(predictions, length)
     both = int((wanted & guessed).sum())
     points = Counts(both, int(guessed.sum()) - both, int(wanted.sum()) - both)
+    sure = guessed.astype(np.float64) if scores is None else scores
+    finer = detail(sorted(set(labels)), sorted(set(predictions)), wanted, sure, found.false_alarms, types)
     if not labels or not predictions:
         empty = _empty(bool(labels), bool(predictions) or outside > 0)
-        return RecordScores(found, points, empty, empty)
-    return RecordScores(found, points, _range(wanted, guessed), _affiliation(wanted, guessed))
+        return RecordScores(found, points, empty, empty, finer)
+    return RecordScores(found, points, _range(wanted, guessed), _affiliation(wanted, guessed), finer)
 
 
 def mask(intervals: Sequence[Interval], length: int) -> Mask:

@@ -7,7 +7,9 @@ from typing import Any
 from llamafactory_ext.files import write_whole
 from llamafactory_ext.gdsh.answers import Anomaly
 from llamafactory_ext.gdsh.events import overlap
+from llamafactory_ext.toolbox.evaluate.detectors import DETECTORS
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation, Judged
+from llamafactory_ext.toolbox.evaluate.tallies import LESS_IS_BETTER, titles
 from llamafactory_ext.toolbox.pages import generator, render
 from llamafactory_ext.toolbox.pages.panel import GUESS, LABEL, Panel, make_panel, make_panels
 
@@ -23,11 +25,11 @@ METRICS = {"event_f1": "event F1", "range_f1": "range F1", "affiliation_f1": "af
 _TILES = {
     "strict_json_rate": ("strict JSON", "answers that are JSON made of anomalies, as they stand"),
     "event_f1": ("event F1", "intervals found, each matched at most once"),
-    "range_f1": ("range F1", "how much of each interval is covered, in how few pieces"),
-    "affiliation_f1": ("affiliation F1", "how near labels and predictions lie to each other"),
-    "point_f1": ("point F1", "points inside of intervals, without point adjustment"),
+    "event_f1_iou30": ("event F1 at IoU 0.3", "found where they lie: at least 0.3 of what either covers is common"),
+    "vus_pr": ("VUS-PR", "precision and recall over all thresholds, with slopes beside labels"),
+    "false_alarms_per_1000_points": ("false alarms", "per 1,000 points"),
+    "right_type": ("right type", "among hits"),
 }
-_BASELINES = {"random": "random places", "zscore": "rolling z-score", "iqr": "quartile fences"}
 _PANELS = 6  # series of a record
 
 
@@ -52,12 +54,12 @@ def page(evaluation: Evaluation) -> Iterator[str]:
         generator=GENERATOR,
         title="Evaluation",
         scores=scores,
-        tiles=_TILES,
+        tiles={key: tile for key, tile in _TILES.items() if key in scores},
         metrics=METRICS,
-        baselines=[f"#{_BASELINES.get(name, name)}" for name in baselines],
+        baselines=[f"#{named(name)}" for name in baselines],
         against=list(_against(scores, baselines)),
         lost=list(_not_beaten(scores, baselines)),
-        left_out=[_BASELINES.get(name, name) for name in (scores.get("settings") or {}).get("left_out") or []],
+        left_out=[named(name) for name in (scores.get("settings") or {}).get("left_out") or []],
         points=len({one.name for one in ordered}),
         records=ordered,
         worst=worst,
@@ -87,13 +89,18 @@ def form(one: Judged) -> str:
     return "strict JSON" if one.strict else "JSON after repair"
 
 
-def panels(one: Judged) -> Iterator[Panel]:
-    """Yields what is drawn of a record: its series, or without them its intervals alone."""
+def panels(one: Judged, number: str = "") -> Iterator[Panel]:
+    """Yields what is drawn of a record: its series, or without them its intervals alone.
+
+    Arguments:
+        number: tells its parts from others of the page, where the record's place does not.
+    """
+    number = number or str(one.index)
     lanes = {LABEL: one.labels, GUESS: one.predicted}
     if one.series:
-        yield from make_panels(one.name, str(one.index), one.length, lanes, one.series, most=_PANELS)
+        yield from make_panels(one.name, number, one.length, lanes, one.series, most=_PANELS)
     else:
-        yield make_panel(one.name, str(one.index), one.length, lanes)
+        yield make_panel(one.name, number, one.length, lanes)
 
 
 def words(some: Sequence[Anomaly], others: Sequence[Anomaly], lonely: str) -> list[tuple[Anomaly, str]]:
@@ -104,17 +111,32 @@ def words(some: Sequence[Anomaly], others: Sequence[Anomaly], lonely: str) -> li
     return [(one, "" if met[one.start, one.end] else lonely) for one in in_order]
 
 
-def _against(scores: Mapping[str, Any], baselines: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], Any]]:
-    """For each score its name, its value by the model and by the baselines, and the highest of them."""
-    for key, name in METRICS.items() if baselines else ():
+def named(detector: str) -> str:
+    """What a detector is called on the page."""
+    return DETECTORS[detector].title if detector in DETECTORS else {"random": "random places"}.get(detector, detector)
+
+
+def _against(scores: Mapping[str, Any], baselines: Mapping[str, Any]) -> Iterator[tuple[str, Any, list[Any], Any]]:
+    """For each score its name, its confidence interval, its value by the model and the detectors, the best of them."""
+    spreads = scores.get("confidence") or {}
+    for key, name in titles().items() if baselines else ():
         values = [scores.get(key), *(one.get(key) for one in baselines.values())]
-        yield name, values, max((value for value in values if value is not None), default=None)
+        known = [value for value in values if value is not None]
+        best = min(known, default=None) if key in LESS_IS_BETTER else max(known, default=None)
+        mark = ", from intervals" if key.startswith("vus") and scores.get("vus_from") == "intervals" else ""
+        less = ", less is better" if key in LESS_IS_BETTER else ""
+        yield f"{name}{mark}{less}", spreads.get(key), values, best
 
 
 def _not_beaten(scores: Mapping[str, Any], baselines: Mapping[str, Any]) -> Iterator[str]:
-    """The scores by which a baseline is no worse than the model."""
-    for key, name in METRICS.items():
-        own = scores.get(key) or 0.0
-        winners = [_BASELINES.get(one, one) for one, found in baselines.items() if (found.get(key) or 0.0) >= own]
-        if winners:
-            yield f"{name} ({', '.join(winners)})"
+    """The scores by which a detector is no worse than the model."""
+    for key, name in titles().items():
+        own, sign = scores.get(key), -1 if key in LESS_IS_BETTER else 1
+        others = {one: found.get(key) for one, found in baselines.items()}
+        better = [
+            named(one)
+            for one, value in others.items()
+            if value is not None and (own is None or sign * value >= sign * own)
+        ]
+        if better:
+            yield f"{name} ({', '.join(better)})"

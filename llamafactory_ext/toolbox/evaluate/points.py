@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -49,6 +49,15 @@ def read_sources(arguments: Any) -> list[Source]:
     except framework.CheckError as err:
         raise EvaluateError(f"data set {', '.join(arguments.entries)}: {err}") from err
     return [sources[row] for row in held_out] if held_out else sources
+
+
+def fill_lengths(predictions: Sequence[Prediction], sources: Sequence[Source]) -> list[Prediction]:
+    """Give predictions whose prompts tell no length those of the data set's series, by their order."""
+    found = list(predictions)
+    for place, (one, source) in enumerate(zip(predictions, sources, strict=False)):
+        if not any(one.lengths):
+            found[place] = replace(one, known_lengths=tuple(map(len, source.series)))
+    return found
 
 
 def check_order(predictions: Sequence[Prediction], sources: Sequence[Source], dataset: str) -> None:

@@ -33,6 +33,8 @@ class Prediction:
     prompt: str
     predict: str
     label: str
+    known_lengths: tuple[int, ...] | None = None
+    """Points of each series, where the data set told them and not the prompt."""
 
     @property
     def is_labelled(self) -> bool:
@@ -47,11 +49,16 @@ class Prediction:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Points of each series."""
+        if self.known_lengths is not None:
+            return self.known_lengths
         return tuple(int(match[1]) for match in _DESCRIPTION.finditer(self.prompt))
 
 
-def read_predictions(path: Path) -> list[Prediction]:
+def read_predictions(path: Path, lengths: bool = True) -> list[Prediction]:
     """Read all lines; blank ones are passed over.
+
+    Arguments:
+        lengths: whether each prompt has to tell the length of its series; the data set may tell it instead.
 
     Raises:
         EvaluateError: no file in UTF-8, no line, a line that is no JSON object or over `MAX_LINE`, a key that is
@@ -62,7 +69,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 if line.strip():
-                    found.append(_read(f"{path}, line {number}", len(found), line))
+                    found.append(_read(f"{path}, line {number}", len(found), line, lengths))
     except (OSError, UnicodeDecodeError) as err:
         raise EvaluateError(f"{path} can't be read: {getattr(err, 'strerror', None) or err}") from err
     if not found:
@@ -70,7 +77,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     return found
 
 
-def _read(place: str, index: int, line: str) -> Prediction:
+def _read(place: str, index: int, line: str, lengths: bool) -> Prediction:
     expected = "expected LLaMA-Factory's generated_predictions.jsonl"
     if len(line) > MAX_LINE:
         raise EvaluateError(f"{place} has more than {MAX_LINE:,} characters; {expected}")
@@ -87,7 +94,7 @@ def _read(place: str, index: int, line: str) -> Prediction:
     prediction = Prediction(index, *(found[key] for key in KEYS))
     if max(prediction.lengths, default=0) > MAX_POINTS:
         raise EvaluateError(f"{place}: its prompt tells of a series of over {MAX_POINTS:,} points; {expected}")
-    if not any(prediction.lengths):
-        wanted = "expected [offset=…|scaling=…|length=…|…] of template chatts: only its predictions can be scored"
+    if lengths and not any(prediction.lengths):
+        wanted = "expected [offset=…|scaling=…|length=…|…] of template chatts, or --dataset to tell it"
         raise EvaluateError(f"{place}: its prompt tells no length of a series; {wanted}")
     return prediction

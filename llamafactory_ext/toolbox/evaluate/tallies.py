@@ -4,8 +4,7 @@ Counts of events and points are summed first and scored then (micro average): lo
 affiliation are scores of a record each and averaged over records, their F1 as well, which therefore is not the
 harmonic mean of the averaged precision and recall.
 
-Confidence intervals are a percentile bootstrap over points: a point (sensor) is drawn with all of its records, since
-they show the same machine and are no independent evidence.
+Confidence intervals are over points (sensors), see `spread`.
 """
 
 from collections import defaultdict
@@ -17,45 +16,98 @@ from numpy.typing import NDArray
 
 from llamafactory_ext.gdsh.events import total
 from llamafactory_ext.gdsh.readings import FORMS, STRICT
+from llamafactory_ext.toolbox.evaluate.detail import Detail
 from llamafactory_ext.toolbox.evaluate.judging import Case, intervals, judge_type, recall_of_type
 from llamafactory_ext.toolbox.evaluate.metrics import RecordScores
+from llamafactory_ext.toolbox.evaluate.spread import FEWEST, interval
 
 
 Tally = NDArray[np.float64]
-"""Shape [..., 13]: hits, false alarms and misses of events, the same of points, precision, recall and F1 of range, the
-same of affiliation, and 1 for the record itself."""
+"""Shape [..., 27]: hits, false alarms and misses of events, the same of points, precision, recall and F1 of range, the
+same of affiliation, 1 for the record itself, and the sums of `Detail`."""
+
+_RECORDS = 12
+_DETAIL = {name: place for place, name in enumerate(Detail._fields, _RECORDS + 1)}
+_WIDTH = _RECORDS + 1 + len(_DETAIL)
 
 PARTS = ("f1", "precision", "recall")
 METRICS = tuple(f"{kind}_{part}" for kind in ("event", "range", "affiliation", "point") for part in PARTS)
+RATES = {
+    "event_f1_iou30": "event F1 at IoU 0.3",
+    "event_f1_iou50": "event F1 at IoU 0.5",
+    "mean_iou": "mean IoU of hits",
+    "vus_pr": "VUS-PR",
+    "vus_roc": "VUS-ROC",
+    "false_alarms_per_1000_points": "false alarms per 1,000 points",
+    "false_alarms_per_normal_series": "false alarms per series without anomaly",
+    "mean_delay": "points until the first hit",
+    "right_type": "right type among hits",
+}
+"""Further scores; one that has nothing to be counted on (no hit, no series without anomaly) has no value."""
+LESS_IS_BETTER = ("false_alarms_per_1000_points", "false_alarms_per_normal_series", "mean_delay")
+
+
+def titles() -> dict[str, str]:
+    """Scores as tables name them, those that separate first."""
+    others = {f"{kind}_f1": f"{kind} F1" for kind in ("range", "affiliation", "point")}
+    return {"event_f1": "event F1", **RATES, **others}
 
 
 def tally(scores: RecordScores) -> Tally:
     """One record, ready to be added."""
-    return np.array([*scores.events, *scores.points, *scores.range, *scores.affiliation, 1], dtype=np.float64)
+    parts = (*scores.events, *scores.points, *scores.range, *scores.affiliation, 1, *scores.detail)
+    return np.array(parts, dtype=np.float64)
 
 
 def add(tallies: Iterable[Tally]) -> Tally:
     """The sum over records."""
-    return np.asarray(np.sum([np.zeros(13), *tallies], axis=0), dtype=np.float64)
+    return np.asarray(np.sum([np.zeros(_WIDTH), *tallies], axis=0), dtype=np.float64)
+
+
+def records_of(sums: Tally) -> int:
+    """How many records were added."""
+    return int(sums[_RECORDS])
 
 
 def metrics_of(sums: Tally) -> Mapping[str, NDArray[np.float64]]:
-    """The scores of sums of shape [..., 13], by the names of `METRICS`; each of shape [...].
+    """The scores of sums of shape [..., 27], by the names of `METRICS` and `RATES`; each of shape [...].
 
-    Without a record the averages are 0; empty counts are right, as in `events.agreement`.
+    Without a record the averages are 0; empty counts are right, as in `events.agreement`; NaN is no value.
     """
     events, points, ranges, affiliations = (sums[..., place : place + 3] for place in (0, 3, 6, 9))
-    records = np.maximum(sums[..., 12], 1)
+    records = np.maximum(sums[..., _RECORDS], 1)
     found = {"event": _counted(events), "point": _counted(points)}
     for kind, summed in (("range", ranges), ("affiliation", affiliations)):
         precision, recall, f1 = np.moveaxis(summed / records[..., None], -1, 0)
         found[kind] = {"f1": f1, "precision": precision, "recall": recall}
-    return {name: found[name.rpartition("_")[0]][name.rpartition("_")[2]] for name in METRICS}
+    whole = {name: found[name.rpartition("_")[0]][name.rpartition("_")[2]] for name in METRICS}
+    of = {name: sums[..., place] for name, place in _DETAIL.items()}
+    hits, false_alarms, misses = np.moveaxis(events, -1, 0)
+    whole["event_f1_iou30"], whole["event_f1_iou50"] = (
+        _counted(np.stack([good, hits + false_alarms - good, hits + misses - good], axis=-1))["f1"]
+        for good in (of["hits_iou30"], of["hits_iou50"])
+    )
+    pairs = {
+        "mean_iou": (of["iou"], of["pairs"]),
+        "vus_pr": (of["vus_pr"], of["volumes"]),
+        "vus_roc": (of["vus_roc"], of["volumes"]),
+        "false_alarms_per_1000_points": (1000 * false_alarms, of["length"]),
+        "false_alarms_per_normal_series": (of["normal_false_alarms"], of["normal"]),
+        "mean_delay": (of["delay"], of["found"]),
+        "right_type": (of["right_type"], of["typed"]),
+    }
+    for name, (part, of_what) in pairs.items():
+        whole[name] = np.where(of_what > 0, part / np.where(of_what > 0, of_what, 1), np.nan)
+    return whole
 
 
-def plain(sums: Tally) -> dict[str, float]:
-    """The scores of one sum as numbers for JSON."""
-    return {name: round(float(value), 6) for name, value in metrics_of(sums).items()}
+def plain(sums: Tally) -> dict[str, float | None]:
+    """The scores of one sum as numbers for JSON; None is no value."""
+    return {name: rounded(float(value)) for name, value in metrics_of(sums).items()}
+
+
+def rounded(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None
 
 
 def counts_of(sums: Tally) -> dict[str, int]:
@@ -140,37 +192,22 @@ def _one_type(name: str, cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
-
-
 def confidence(points: Tally) -> dict[str, list[float]]:
-    """Low and high end of each metric's interval at `LEVEL`.
+    """Low and high end of each score from 0 to 1, at `spread.LEVEL`.
 
     Arguments:
-        points: one row a point, the sum over its records; shape [points, 13].
+        points: one row a point, the sum over its records; shape [points, 27].
 
     Returns:
-        Nothing for fewer than two points: there is no spread to be seen.
+        Nothing for fewer than `spread.FEWEST` points, and no score that is not known without one of them.
     """
-    from scipy.stats import bootstrap
-
-    if len(points) < 2:
+    if len(points) < FEWEST:
         return {}
-
-    def interval(name: str) -> list[float]:
-        def statistic(rows: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
-            return metrics_of(points[rows].sum(axis=axis - 1))[name]  # behind the drawn rows lie the columns
-
-        found = bootstrap(
-            (np.arange(len(points)),),
-            statistic,
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            batch=100,  # 100 draws of 10,000 points are 100 MB
-            method="percentile",
-            vectorized=True,
-            random_state=SEED,
-        ).confidence_interval
-        return [round(float(found.low), 6), round(float(found.high), 6)]
-
-    return {name: interval(name) for name in METRICS}
+    whole, left_out = points.sum(axis=0), points.sum(axis=0) - points
+    estimates, others = metrics_of(whole), metrics_of(left_out)
+    found = {}
+    for name in (*METRICS, *RATES):
+        if name not in LESS_IS_BETTER and np.isfinite(estimates[name]) and np.isfinite(others[name]).all():
+            ends = interval(np.asarray(estimates[name]), others[name])
+            found[name] = [round(float(end), 6) for end in ends]
+    return found
