@@ -117,6 +117,8 @@ def test_each_fault_names_its_record(tmp_path: Path) -> None:
         "2 <ts><ts/> but 1 series": {**good, "input": "<ts><ts/><ts><ts/>"},
         "[1, 3]; expected 0 <= start": line(reply(entry(1, 3)), [1, 2, 3], name="数据_x"),
         "cut off": line("{'interval': [1, ", [1, 2, 3]),
+        "every second one is 1": line(reply(), [0.1, 1, 0.2, 1, 0.3, 1, 0.4, 1, 0.5, 1]),
+        "has scaled this series": {**good, "input": "[Value Offset: -51.2|Value Scaling: 8.2]<ts><ts/>"},
         "control token": {**good, "input": "<ts><ts/><|im_end|>"},
         "in 'rows'": {**good, "rows": [4, 5]},
         "expected text": {**good, "name": 7},
@@ -138,6 +140,17 @@ def test_a_file_of_another_kind_is_no_wrong_json(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [record("a.jpg", reply())])
     with pytest.raises(UsageError, match="series are CSV files"):
         prepare(Options(tmp_path / "a.jsonl", out=tmp_path / "o.jsonl"))
+    label = {"text": "区间异常", "categoryId": "anomaly"}
+    annotator = {"filename": "a.csv", "annotations": [{"label": label, "segments": [{"start": 3, "end": 9}]}]}
+    studio = [{"id": 0, "annotations": [{"result": []}], "file_upload": "ab-a.csv", "data": {"csv": "/u/ab-a.csv"}}]
+    for foreign, said in ((annotator, "an annotator's own file"), (studio, "an export of Label Studio")):
+        root = write_data(tmp_path / said[-4:], {}, {"a": range(12)})
+        for indent in (None, 1):
+            (root / "json" / "a.json").write_text(json.dumps(foreign, indent=indent), encoding="utf-8")
+            (fault,) = prepare(Options(root, out=tmp_path / "o.jsonl"))["faults"]
+            assert said in fault["fault"]
+            with pytest.raises(UsageError, match=said):
+                prepare(Options(root / "json" / "a.json", out=tmp_path / "o.jsonl"))
     with pytest.raises(UsageError, match="would be overwritten"):
         prepare(Options(tmp_path / "in.jsonl", out=tmp_path / "in.jsonl"))
     with pytest.raises(PrepareError, match="no records"):
@@ -183,6 +196,22 @@ def test_the_time_column_is_told_as_it_is(tmp_path: Path, header: str, cells: li
     (found,) = read_lines(root / "o.jsonl")
     wanted = {"start": time[0], "step": time[1]} if isinstance(time, tuple) else {"axis": time}
     assert found.get("time") == (None if time is None else wanted)
+
+
+def test_a_single_record_is_a_list_of_one(tmp_path: Path) -> None:
+    root = write_data(tmp_path, {}, {"a": range(12)})
+    for one in (record("a.jpg", reply(entry(3, 4))), line(reply(entry(3, 4)), list(map(float, range(12))), name="a")):
+        for indent in (None, 1):
+            (root / "json" / "a.json").write_text(json.dumps(one, indent=indent) + "\n\n", encoding="utf-8")
+            prepare(Options(root, out=root / "o.jsonl"))
+            (found,) = read_lines(root / "o.jsonl")
+            assert (found["timeseries"], intervals_of(found["output"])) == ([[*range(12)]], [(3, 4)])
+    (root / "json" / "a.json").write_text('{\n"image": "a.jpg",\n"conversations": [}]\n}', encoding="utf-8")
+    (fault,) = prepare(Options(root, out=root / "o.jsonl"))["faults"]
+    assert "line 3, column" in fault["fault"]
+    (root / "json" / "a.json").write_text('{\n"image": "a.jpg"}\n{\n"image": "b.jpg"}', encoding="utf-8")
+    (fault,) = prepare(Options(root, out=root / "o.jsonl"))["faults"]
+    assert "line 3, column 1 (Extra data)" in fault["fault"]
 
 
 @settings(deadline=None, max_examples=30)

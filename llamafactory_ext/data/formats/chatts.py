@@ -121,13 +121,7 @@ def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any
         record = {**record, attr.response: ""}
     _check_columns(record, attr)
     series = as_series_list(record[attr.timeseries])
-    for number, one in enumerate(series):
-        try:
-            refuse_encoded(one)
-        except SeriesError as err:
-            raise SeriesError(f"series {number}: {err}") from err
-    if series:
-        _check_prompt(record[attr.prompt], attr)
+    refuse_processed(record[attr.prompt], attr.prompt, series)
     if attr.ranking or not attr.response:
         return record, series
     if attr.kto_tag is None and not record[attr.response].strip() and not getattr(attr, "unlabelled", False):
@@ -135,12 +129,21 @@ def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any
     return {**record, attr.response: _settle(record[attr.response], attr, notes)}, series
 
 
-def _check_prompt(prompt: str, attr: Any) -> None:
-    """Refuses a prompt that tells a scaling, as it does when it has been through a processor."""
-    told = _TOLD.search(prompt)
+def refuse_processed(prompt: str, column: str, series: list[FloatArray]) -> None:
+    """Refuses series that have been through a processor, by their numbers or by a prompt that tells their scaling.
+
+    Raises:
+        SeriesError: names the series (from 0), or the prompt's column.
+    """
+    for number, one in enumerate(series):
+        try:
+            refuse_encoded(one)
+        except SeriesError as err:
+            raise SeriesError(f"series {number}: {err}") from err
+    told = _TOLD.search(prompt) if series else None
     if told:
         raise SeriesError(
-            f"found {told[0]!r} in {attr.prompt!r}: a processor has scaled this series and said so; expected the "
+            f"found {told[0]!r} in {column!r}: a processor has scaled this series and said so; expected the "
             f"series as it was measured, and {MARKER} alone: the scaling is told when the template is applied"
         )
 

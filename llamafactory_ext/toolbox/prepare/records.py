@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llamafactory_ext.data.formats import FORMATS
-from llamafactory_ext.data.formats.chatts import NAME, ROWS, TIME, as_floats, as_series_list
+from llamafactory_ext.data.formats.chatts import NAME, ROWS, TIME, as_floats, as_series_list, refuse_processed
 from llamafactory_ext.errors import excerpt
 from llamafactory_ext.gdsh import NORMAL_TYPES, GdshError, Row, read_annotations, refuse_control_tokens, show_pictures
 
@@ -88,7 +88,7 @@ def read_chatts(fields: object, path: Path, at: int) -> Record:
 
     Raises:
         GdshError: a column is missing or of another kind.
-        SeriesError: a series holds numbers that are not finite.
+        SeriesError: a series holds numbers that are not finite, or has been scaled already.
     """
     if not isinstance(fields, dict):
         raise GdshError(f"the record is {excerpt(fields)}; expected an object: correct or remove it")
@@ -102,6 +102,7 @@ def read_chatts(fields: object, path: Path, at: int) -> Record:
             raise GdshError(f"found {excerpt(text)}; expected text as {prompt!r}, {SYSTEM!r} and {NAME!r}: correct it")
         refuse_control_tokens(text)
     values = tuple(as_series_list(as_floats(fields[series])))
+    refuse_processed(texts[0], prompt, list(values))
     if not values:
         raise GdshError(f"{series!r} is empty; expected a list of numbers for each series: add it, or drop the record")
     known = {prompt, answer, series, SYSTEM, NAME, ROWS, TIME}
