@@ -191,9 +191,10 @@ def _one(value: object, key: str) -> Pair:
 def _pair(interval: object, key: str = "interval") -> Pair:
     if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(_is_whole, interval)):
         return int(interval[0]), int(interval[1])
-    raise GdshError(
-        f"{printable(key)} is {excerpt(interval)}, expected [start, end], two whole numbers; correct the interval"
-    )
+    fix = "correct the interval"
+    if isinstance(interval, (list, tuple)) and any(isinstance(one, str) and ":" in one for one in interval):
+        fix = "times become rows by `llamafactory-ext import SOURCE --labels gdsh:FILE`"
+    raise GdshError(f"{printable(key)} is {excerpt(interval)}, expected [start, end], two whole numbers; {fix}")
 
 
 def _is_whole(number: object) -> bool:

@@ -367,3 +367,9 @@ def test_all_real_answers_become_json() -> None:
     assert sum(answer.duplicates for answer in answers) == 0
     for answer in answers:
         check_intervals(answer.intervals, [5000])
+
+
+def test_an_interval_of_times_is_sent_to_import() -> None:
+    text = '{"interval": ["2025-01-01 01:40:00", "2025-01-01 01:59:00"], "type": "x"}'
+    with pytest.raises(GdshError, match="times become rows by `llamafactory-ext import SOURCE --labels gdsh:FILE`"):
+        parse_answer(text)
