@@ -122,6 +122,8 @@ def _against(scores: Mapping[str, Any], baselines: Mapping[str, Any]) -> Iterato
     for key, name in titles().items() if baselines else ():
         values = [scores.get(key), *(one.get(key) for one in baselines.values())]
         known = [value for value in values if value is not None]
+        if not known:
+            continue
         best = min(known, default=None) if key in LESS_IS_BETTER else max(known, default=None)
         mark = ", from intervals" if key.startswith("vus") and scores.get("vus_from") == "intervals" else ""
         less = ", less is better" if key in LESS_IS_BETTER else ""

@@ -1,16 +1,20 @@
 """Pages: one frame, one style and one way to draw a series, for all of them.
 
-One file each, without scripts and with nothing from the network. Names, prompts and reasons come from data and models
-that nobody vouches for: the templates escape every value, what a terminal would obey is spelt out, and a policy in the
-page forbids scripts and requests altogether.
+One file each, with nothing from the network. Names, prompts and reasons come from data and models that nobody vouches
+for: the templates escape every value, what a terminal would obey is spelt out, and a policy in the page forbids
+requests and all scripts but one, by its digest: uPlot (MIT, in uplot/) and zoom.js, which turn a drawn series into a
+chart to zoom and to move. Where scripts are off the drawn series stays.
 """
 
+import base64
 import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from llamafactory_ext.errors import printable
 
@@ -40,7 +44,27 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["score"] = _score
+    found.globals |= {"script": script, "script_digest": script_digest, "zoom_style": zoom_style}
     return found
+
+
+@functools.cache
+def script() -> Markup:
+    """Returns the one script that pages have."""
+    here = Path(__file__).parent
+    parts = (here / "uplot" / "uPlot.iife.min.js", here / "templates" / "zoom.js")
+    return Markup("\n".join(part.read_text(encoding="utf-8") for part in parts))
+
+
+@functools.cache
+def script_digest() -> str:
+    """Returns what the policy knows the script by."""
+    return base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+
+
+@functools.cache
+def zoom_style() -> Markup:
+    return Markup(Path(__file__).with_name("uplot").joinpath("uPlot.min.css").read_text(encoding="utf-8"))
 
 
 def _shown(value: object) -> object:

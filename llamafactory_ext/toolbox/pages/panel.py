@@ -5,6 +5,7 @@ the width follows the screen, from a phone to a wide one. Index i of n takes the
 Labels lie above the series and predictions below, so that agreement is a column from top to bottom.
 """
 
+import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ _PLOT, _BARE = 120, 16  # height of the plot, with a series and without
 _AXIS = 18  # below everything, for the numbers
 _POINTS = 1000  # drawn of a series, about
 _CROWD = 60  # single points: large marks of more would hide the series
+_ZOOMED = 100_000  # rows of a series that can be zoomed: more would make the page too heavy
 _REASON = 300  # characters in a tooltip
 
 
@@ -58,6 +60,7 @@ class Bar:
     tip: str
     index: int
     """Its first."""
+    last: int
     dot: float | None
     """Where the value of a single point lies, in pixels from the top; else None."""
 
@@ -98,6 +101,8 @@ class Panel:
     """Points of the line, empty without finite values."""
     is_dot: bool
     """Whether it has a single one."""
+    values: str = ""
+    """What can be zoomed: 16 bits a row from the lowest (0) to the highest (65534), 65535 for none; base64."""
 
     @property
     def height(self) -> int:
@@ -174,7 +179,15 @@ def make_panel(
         rows=[(top + down(one), one) for one in (low, low / 2 + high / 2, high)] if len(at) else [],
         line=" ".join(pairs * 2 if len(pairs) == 1 else pairs),  # a line of no length is drawn, a point is not
         is_dot=len(pairs) == 1,
+        values=_packed(values, low, high) if len(at) and 1 < len(values) <= _ZOOMED else "",
     )
+
+
+def _packed(values: FloatArray, low: float, high: float) -> str:
+    finite = np.isfinite(values)
+    levels = np.full(len(values), 65535, dtype="<u2")
+    levels[finite] = np.rint(_share(values[finite], low, high) * 65534)
+    return base64.b64encode(levels.tobytes()).decode()
 
 
 def _bars(
@@ -192,7 +205,7 @@ def _bars(
         single = 0 <= one.start == one.end < len(values) and np.isfinite(values[one.start])
         dot = down(float(values[one.start])) if single else None
         left, width = start / length * 100, (end + 1 - start) / length * 100
-        yield Bar(left, width, colours.get(one.type, ""), _tip(one), start, dot)
+        yield Bar(left, width, colours.get(one.type, ""), _tip(one), start, end, dot)
 
 
 def thin(series: FloatArray, points: int = _POINTS) -> NDArray[np.int64]:
