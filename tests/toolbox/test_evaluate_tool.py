@@ -166,3 +166,22 @@ def test_val_size_takes_what_training_held_out(data: Gdsh, predicted: Path, tool
         Path("p.jsonl").write_text(row, encoding="utf-8")
         found.append(tool("p.jsonl", "--out", "o", *named)[0])
     assert sorted(found) == [0, 1, 1]
+
+
+def test_history(predicted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each evaluation adds a line; the page draws those of the same records."""
+    from llamafactory_ext.toolbox.cli import evaluate as cli
+
+    history, out = tmp_path / "scores.jsonl", tmp_path / "out"
+    command = ["evaluate", str(predicted), "--out", str(out), "--history", str(history)]
+    for name in ("first", "<second>"):
+        monkeypatch.setattr(sys, "argv", [*command, "--name", name])
+        assert cli.main() == 0
+    lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    assert [one["name"] for one in lines] == ["first", "<second>"]
+    assert lines[0]["data"] == lines[1]["data"] and lines[0]["scores"]["event_f1"] == 0.5
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "History of these records" in page and "&lt;second&gt;" in page
+    history.write_text("{}\n")
+    assert cli.main() == 1
+    assert history.read_text() == "{}\n"

@@ -26,6 +26,7 @@ from llamafactory_ext.toolbox.cli.terminal import (
 )
 from llamafactory_ext.toolbox.evaluate.detectors import DETECTORS, RULES
 from llamafactory_ext.toolbox.evaluate.foreign import is_foreign, read_foreign
+from llamafactory_ext.toolbox.evaluate.history import add_line
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation
 from llamafactory_ext.toolbox.evaluate.page import GENERATOR, PAGE, write_page
 from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction, read_predictions
@@ -88,6 +89,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--salvage", action="store_true", help="take the whole entries of answers that break off (max_new_tokens)"
     )
+    parser.add_argument("--history", type=Path, metavar="FILE.jsonl", help="add the scores, and draw those so far")
+    parser.add_argument("--name", metavar="TEXT", help="of this run in the history; default: the predictions' folder")
     found = parser.parse_intermixed_args(arguments)
     refuse_other_words(parser, found.overrides)
     return found
@@ -177,10 +180,17 @@ def _sources(options: argparse.Namespace, dataset: str) -> list[Any]:
 def _write(found: Any, options: argparse.Namespace) -> int:
     """Prints the summary, after both files are there."""
     try:
+        history: list[dict[str, Any]] = []
+        if options.history:
+            name = options.name or options.predictions.resolve().parent.name
+            history = add_line(options.history, found, name, options.dataset or "")
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
         write_whole(options.out / "scores.json", [text, "\n"])
-        write_page(found, options.out / PAGE)
+        write_page(found, options.out / PAGE, history)
+    except EvaluateError as err:
+        complain(f"error: {err}")
+        return FAULTS
     except OSError as err:
         complain(f"error: {err.filename or options.out} can't be written: {err.strerror or err}")
         return USAGE

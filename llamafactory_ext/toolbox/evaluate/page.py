@@ -8,6 +8,7 @@ from llamafactory_ext.files import write_whole
 from llamafactory_ext.gdsh.answers import Anomaly
 from llamafactory_ext.gdsh.events import overlap
 from llamafactory_ext.toolbox.evaluate.detectors import DETECTORS
+from llamafactory_ext.toolbox.evaluate.history import curve
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation, Judged
 from llamafactory_ext.toolbox.evaluate.tallies import LESS_IS_BETTER, titles
 from llamafactory_ext.toolbox.pages import generator, render
@@ -30,20 +31,21 @@ _TILES = {
     "false_alarms_per_1000_points": ("false alarms", "per 1,000 points"),
     "right_type": ("right type", "among hits"),
 }
+_HISTORY = 20  # lines of the table
 _PANELS = 6  # series of a record
 
 
-def write_page(evaluation: Evaluation, path: Path) -> None:
+def write_page(evaluation: Evaluation, path: Path, history: Sequence[Mapping[str, Any]] = ()) -> None:
     """Writes the page; what was there before stays until the new one is whole.
 
     Raises:
         OSError: it can't be written.
     """
-    write_whole(path, page(evaluation))
+    write_whole(path, page(evaluation, history))
 
 
-def page(evaluation: Evaluation) -> Iterator[str]:
-    """Yields the page piece by piece."""
+def page(evaluation: Evaluation, history: Sequence[Mapping[str, Any]] = ()) -> Iterator[str]:
+    """Yields the page piece by piece; `history` holds lines of `history.read_history`."""
     scores, ordered = evaluation.scores, order(evaluation.records)
     ranked = list(enumerate(ordered, 1))
     all_fit = len(ordered) <= WORST + BEST
@@ -61,6 +63,11 @@ def page(evaluation: Evaluation) -> Iterator[str]:
         lost=list(_not_beaten(scores, baselines)),
         left_out=[named(name) for name in (scores.get("settings") or {}).get("left_out") or []],
         points=len({one.name for one in ordered}),
+        history=history[-_HISTORY:],
+        curve=make_panel("event F1 at IoU 0.3", "history", len(history), {LABEL: ()}, curve(history))
+        if len(history) > 1
+        else None,
+        titles=titles(),
         records=ordered,
         worst=worst,
         best=best,

@@ -9,7 +9,6 @@ there is no spread to be seen, and the interval is Clopper and Pearson's for as 
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 
 LEVEL = 0.95
@@ -51,4 +50,6 @@ def deviation(left_out: FloatArray) -> FloatArray:
 
 
 def _factor(points: int) -> float:
+    from scipy import stats  # slow to import
+
     return float(stats.t.ppf((1 + LEVEL) / 2, points - 1))
