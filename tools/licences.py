@@ -22,6 +22,8 @@ def main() -> None:
         name = re.sub(r"[-_.]+", "-", row["Name"]).lower()
         if name in names:
             print(f"| {name} | {row['Version']} | {_first_line(row['License'])} |")
+    uplot = "`llamafactory_ext/toolbox/pages/uplot/LICENSE`"
+    print(f"\nWithin the package: uPlot 1.6.32 (MIT; {uplot}), which every page carries.")
 
 
 def _first_line(text: str) -> str:
