@@ -138,10 +138,10 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     columns = ["", *letters, *(f"{letter} − A" for letter in letters[1:])]
     rows = []
     for key, title in titles().items():
-        less = " (less is better)" if key in LESS_IS_BETTER else ""
+        less = " ↓" if key in LESS_IS_BETTER else ""
         cells = [shown(one[key]) for one in found["scores"]]
         rows.append((title + less, *cells, *(difference(one[key]) for one in found["differences"])))
-    print_table("Scores, and differences with their 95 %; ! is one that is not chance", columns, rows)
+    print_table("Scores, and differences with their 95 %; ! leaves out 0; ↓ less is better", columns, rows)
     for letter, one, turned in zip(letters[1:], found["mcnemar"], found["turned"], strict=True):
         say(
             f"{letter}: of {one['labels']} labels {one['only_other']} found by {letter} alone, {one['only_first']} by "

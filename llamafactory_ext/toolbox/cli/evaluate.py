@@ -265,11 +265,11 @@ def _print_baselines(scores: Mapping[str, Any]) -> None:
         low, high = spreads.get(key, ("", ""))
         spread = f"{low:.3f} to {high:.3f}" if key in spreads else ""
         mark = " *" if key.startswith("vus") and scores["vus_from"] == "intervals" else ""
-        less = " (less is better)" if key in LESS_IS_BETTER else ""
+        less = " ↓" if key in LESS_IS_BETTER else ""
         rows.append(
             (title + less, shown(scores[key]) + mark, spread, *(shown(one[key]) for one in detectors.values()))
         )
-    print_table("Beside detectors that cost nothing", ("", "the model", "95 %", *detectors), rows)
+    print_table("Beside detectors that cost nothing (↓ less is better)", ("", "the model", "95 %", *detectors), rows)
     if scores["vus_from"] == "intervals":
         say("* from plain intervals: the answers name no confidence; detectors score every point")
     settings = scores["settings"]

@@ -199,7 +199,8 @@ def confidence(points: Tally) -> dict[str, list[float]]:
         points: one row a point, the sum over its records; shape [points, 27].
 
     Returns:
-        Nothing for fewer than `spread.FEWEST` points, and no score that is not known without one of them.
+        Nothing for fewer than `spread.FEWEST` points, and no score that is not known without one of them, or is the same
+        without any of them, unless it is all or nothing.
     """
     if len(points) < FEWEST:
         return {}
@@ -207,7 +208,8 @@ def confidence(points: Tally) -> dict[str, list[float]]:
     estimates, others = metrics_of(whole), metrics_of(left_out)
     found = {}
     for name in (*METRICS, *RATES):
-        if name not in LESS_IS_BETTER and np.isfinite(estimates[name]) and np.isfinite(others[name]).all():
+        known = np.isfinite(estimates[name]) and np.isfinite(others[name]).all()
+        if name not in LESS_IS_BETTER and known and (np.ptp(others[name]) > 1e-12 or estimates[name] in (0, 1)):
             ends = interval(np.asarray(estimates[name]), others[name])
             found[name] = [round(float(end), 6) for end in ends]
     return found
