@@ -199,8 +199,8 @@ def confidence(points: Tally) -> dict[str, list[float]]:
         points: one row a point, the sum over its records; shape [points, 27].
 
     Returns:
-        Nothing for fewer than `spread.FEWEST` points, and no score that is not known without one of them, or is the same
-        without any of them, unless it is all or nothing.
+        Nothing for fewer than `spread.FEWEST` points. No score that has no value without one of them, or the same
+        value without any of them, unless that is all or nothing.
     """
     if len(points) < FEWEST:
         return {}
