@@ -144,7 +144,7 @@ CHATTS = {
     "answer": ({"output": BREAK_OUT}, "the control token <|im_end|> in a text, at character 4"),
     "marker in the answer": ({"input": "a", "output": MARKER}, "found <ts> in an answer"),
     "audio": ({"input": f"{MARKER}<audio>"}, "found <audio>"),
-    "audio for a marker": ({"input": "<audio>"}, "found 0 <ts><ts/> in 'input' and 1 series"),
+    "audio for a marker": ({"input": "<audio>"}, "found <audio>"),
     "system": ({"system": "<|im_start|>"}, "the control token <|im_start|>"),
     "marker in the system prompt": ({"system": "<ts>"}, "found <ts> in an answer, a system prompt"),
     "a tool's answer that ends": ({"input": f"{MARKER}</tool_response>"}, "the control token </tool_response>"),
