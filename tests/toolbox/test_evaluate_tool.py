@@ -68,7 +68,7 @@ def test_scores_of_a_data_set(data: Gdsh, predicted: Path, tmp_path: Path) -> No
     rows = {" ".join(line.split()) for line in done.stdout.splitlines()}
     assert {
         "strict JSON 1 (33.3%)",
-        'unreadable, which find nothing and are never right 1',
+        "unreadable, which find nothing and are never right 1",
         "a 0 0 1.000 1.000 1.000 1.000",
     } <= rows
     assert any(row.startswith("event 0.500 0.500 0.500") for row in rows)

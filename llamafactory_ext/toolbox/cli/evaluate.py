@@ -221,7 +221,7 @@ def _print_answers(found: Evaluation) -> None:
         ("strict JSON", f"{answers['strict']} ({scores['strict_json_rate']:.1%})"),
         ("read leniently (joined objects, Python literals)", answers["lenient"]),
         ("salvaged: whole entries of answers that break off", answers["salvaged"]),
-        ('unreadable, which find nothing and are never right', answers["unreadable"]),
+        ("unreadable, which find nothing and are never right", answers["unreadable"]),
         ("  of these two, cut off (max_new_tokens)", answers["cut_off"]),
         ("intervals labelled", labels["intervals"]),
         ("intervals predicted", answers["intervals"]),
