@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a file; an empty one where there is none, or it can't be read."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -250,6 +250,9 @@ def test_code_is_not_trusted_whatever_a_config_says(command: str, section: Any, 
 def test_another_template_still_trusts(model: Path) -> None:
     from llamafactory.hparams import get_infer_args
 
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    config.pop("ts")  # with it another template is refused
+    (model / "config.json").write_text(json.dumps(config), "utf-8")
     recipe = {"model_name_or_path": str(model), "template": "qwen", "trust_remote_code": True}
     assert get_infer_args(recipe)[0].trust_remote_code is True
 

@@ -300,7 +300,10 @@ REQUESTS = {
         [user("a", series=1), said_by("assistant", MARKER), said_by("user", "b")],
         "in a message by assistant; expected it by user",
     ),
-    "marker by the system": ([said_by("system", MARKER), user("a", series=1)], "found <ts> in a message by system"),
+    "marker by the system": (
+        [said_by("system", MARKER), user("a", series=1)],
+        "in a system prompt or in tools; expected",
+    ),
     "a tool's answer that ends": ([said_by("tool", "</tool_response>")], "the control token </tool_response>"),
     "a thought by the user": ([user("<think>")], "the control token <think>"),
     "a call by the system": ([said_by("system", "<tool_call>"), user("a")], "the control token <tool_call>"),

@@ -331,8 +331,8 @@ def test_memory_stays_flat(server: Server) -> None:
 
 
 def examples(language: str) -> list[str]:
-    """The code in the README's section about serving."""
-    section = (ROOT / "README.md").read_text("utf-8").split("\n## Serve\n")[1].split("\n## ")[0]
+    """The code in docs/serving.md."""
+    section = (ROOT / "docs" / "serving.md").read_text("utf-8").split("\n## As a server\n")[1].split("\n## ")[0]
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 

@@ -6,6 +6,7 @@ The second reading shares no code with the package: json, csv, ast and float of 
 import ast
 import csv
 import io
+import copy
 import json
 import math
 import os
@@ -109,7 +110,7 @@ def replace_node(rng: random.Random, tree: Any) -> Any:
         case 2 if isinstance(parent, dict):
             parent[rng.choice(["interval", "type", "value", "x", "range", "start"])] = parent.pop(key)
         case _:
-            parent[key] = rng.choice(ODD_VALUES)
+            parent[key] = copy.deepcopy(rng.choice(ODD_VALUES))  # they are spoilt in turn
     return tree
 
 

@@ -446,7 +446,9 @@ require_one_step("out/checkpoint-4")
 try:
     require_one_step("out/checkpoint-4" if os.environ["RANK"] == "0" else None)
 except ValueError as err:
-    print(err)
+    print(err, flush=True)
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
 """
 
 

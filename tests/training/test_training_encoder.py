@@ -249,6 +249,8 @@ def test_another_model_is_untouched(parse: Parse, tmp_path: Path) -> None:
 
 
 def test_another_model_is_untouched_in_full_tuning(parse: Parse) -> None:
-    model_args, _, finetuning_args = parse(template="qwen", finetuning_type="full", train_timeseries_modules=False)
+    with pytest.raises(ValueError, match="`train_timeseries_modules` is for runs of a ChatTS checkpoint"):
+        parse(template="qwen", finetuning_type="full", train_timeseries_modules=False)
+    model_args, _, finetuning_args = parse(template="qwen", finetuning_type="full")
     model = adapt(plain_model(), model_args, finetuning_args)
     assert trained(model) == {name for name, _ in model.named_parameters()}
