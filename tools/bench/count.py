@@ -31,6 +31,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
 from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM, modeling
 from llamafactory_ext.model.attention import SDPA_REPEATED
@@ -255,6 +256,8 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
         ids, labels = (torch.zeros(load.rows, load.tokens // load.rows, dtype=torch.long) for _ in range(2))
         stack.enter_context(alive)
         stack.enter_context(mock.patch.object(modeling, "save_on_cpu", offload))
+        # For fake tensors transformers writes out a causal mask, which it leaves to SDPA in training.
+        stack.enter_context(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         cpu_autocast = torch.is_autocast_enabled  # PEFT asks about a card's
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda kind="cpu": cpu_autocast(kind)))
         with torch.autocast("cpu", getattr(torch, settings.compute_dtype), enabled=settings.mixed_precision):
