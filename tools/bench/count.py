@@ -14,6 +14,8 @@ quantised before the next is read.
 
 import argparse
 import json
+import logging
+import os
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the published shapes are known: no hub is asked for them
+
 import bitsandbytes
 import torch
 from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
@@ -33,18 +38,23 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
+from llamafactory_ext.errors import UsageError
 from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM, modeling
 from llamafactory_ext.model.attention import SDPA_REPEATED
 from llamafactory_ext.model.float16 import guard_last_projections
 from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, run, say
 from llamafactory_ext.toolbox.plan.memory import Load, Settings, on_device, while_loading
 from llamafactory_ext.toolbox.plan.recipe import Recipe
-from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
+from llamafactory_ext.toolbox.plan.shape import Shape
+from llamafactory_ext.toolbox.session.recipe import read_recipe
 
 
 MIB = 2**20
 MOST_OFF = 0.03
+_STAY = ("quantised weights", "weights", "embedding", "head", "encoder", "adapter", "gradients", "optimiser")
 _NOT_COUNTED = ("context", "reserve")
+_RECIPES = Path(__file__).parents[2] / "yaml"
+_LOADS = {"160": Load(160, 40, 20), "1241": Load(1241, 120, 625), "4096": Load(4096, 600, 2500)}
 _aten = torch.ops.aten
 
 
@@ -265,3 +275,118 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
         alive.part = "backward pass"
         loss.backward()
     return alive.at_peak
+
+
+def count_loading(shape: Shape, settings: Settings) -> Counter[str]:
+    """Returns the bytes alive at the peak while a checkpoint is loaded, by part; nothing has left for CPU memory yet."""
+    alive, kept = Alive(Load(0, 0, 0)), []
+    settings = replace(settings, finetuning_type="lora", embedding_on_cpu=False)
+    with torch.device("meta"):
+        model = _lay_out(shape, settings)
+    linear = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    with FakeTensorMode():
+        for name, weight in sorted(model.named_parameters()):
+            part, quantised = _part_of(name, settings), settings.quantization_bit and name.startswith("model.")
+            read = torch.empty(weight.shape, dtype=weight.dtype)
+            if not (quantised and name in linear):
+                alive.add(read, part)
+                kept.append(read)
+                continue
+            alive.add(read, "weight being read")
+            with torch.device("meta"):
+                small = _quantise(linear[name], settings)
+            for one in [small.weight, *small.buffers()]:
+                kept.append(torch.empty(one.shape, dtype=one.dtype))
+                alive.add(kept[-1], part)
+    return alive.at_peak
+
+
+def compare(
+    shape: Shape, settings: Settings, load: Load | None
+) -> tuple[float, float, list[tuple[str, float, float]]]:
+    """Returns plan and count in MiB, and both by part: of loading in all, of a step beyond what stays."""
+    plan = while_loading(shape, settings) if load is None else on_device(shape, settings, load)
+    count = count_loading(shape, settings) if load is None else count_step(shape, settings, load)
+    names = [
+        name for name in dict.fromkeys([*plan, *count]) if name not in _NOT_COUNTED and (plan.get(name) or count[name])
+    ]
+    parts = [(name, plan.get(name, 0) / MIB, count[name] / MIB) for name in names]
+    summed = [row for row in parts if load is None or row[0] not in _STAY]
+    return sum(row[1] for row in summed), sum(row[2] for row in summed), parts
+
+
+def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Shape, Settings, Load | None]]:
+    """Yields name, shape, settings and load (None: the start) of the recipes for one card, and of their levers."""
+    main, safe = "2080ti_qlora", "2080ti_qlora_safe"
+    changed = {
+        f"{main} layers_without_checkpoints=2": (main, {"layers_without_checkpoints": 2}),
+        f"{safe} offload_checkpoints=false": (safe, {"offload_checkpoints": False}),
+        f"{main} model_name_or_path=ChatTS-8B": (main, {"model_name_or_path": "ChatTS-8B"}),
+    }
+    files = {path.stem: (path.stem, {}) for path in sorted(_RECIPES.glob("*qlora*.yaml"))}
+    for name, (stem, changes) in {**files, **changed}.items():
+        path = _RECIPES / f"{stem}.yaml"
+        recipe = Recipe(path, {**read_recipe(path), **changes})
+        for depth in layers:
+            shape, settings = replace(recipe.shape, layers=depth), recipe.settings("cuda", 1)
+            for tokens, load in _LOADS.items():
+                yield f"{name}, {tokens} tokens, {depth} layers", shape, settings, load
+            yield f"{name}, load, {depth} layers", shape, settings, None
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python tools/bench/count.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="a step with it, part by part; default: standard cases")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    parser.add_argument(
+        "--layers", type=int, help="of the decoder; default: the model's, of the standard cases 4 and 48"
+    )
+    parser.add_argument("--tokens", type=int, default=1241, help="of the record; default: 1241")
+    parser.add_argument("--labels", type=int, default=120, help="tokens of the answer; default: 120")
+    parser.add_argument("--patches", type=int, default=625, help="of the series, among the tokens; default: 625")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write case, plan_mib and count_mib here, too")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = _parse()
+    logging.disable(logging.INFO)
+    if given.recipe is None:
+        cases = list(standard_cases(*([(given.layers,)] if given.layers else [])))
+    else:
+        try:
+            recipe = Recipe(given.recipe, read_recipe(given.recipe, given.overrides))
+            shape, settings = recipe.shape, recipe.settings("cuda", 1)
+        except UsageError as err:
+            complain(f"error: {err}")
+            return USAGE
+        if settings.zero_stage or settings.quantization_bit == 8:
+            complain(
+                f"error: {given.recipe} has DeepSpeed or 8-bit weights; expected a recipe without, they are not counted"
+            )
+            return USAGE
+        shape = replace(shape, layers=given.layers or shape.layers)
+        load = Load(given.tokens, given.labels, given.patches)
+        name = f"{' '.join([given.recipe.stem, *given.overrides])}, "
+        cases = [(f"{name}{given.tokens} tokens, {shape.layers} layers", shape, settings, load)]
+        cases += [(f"{name}load, {shape.layers} layers", shape, settings, None)]
+    rows, off = [], 0.0
+    say("MiB: of a step beyond what stays (weights, adapter, gradients, optimiser), while loading in all.\n")
+    say("| case | plan | count | plan off by |\n|---|---|---|---|")
+    for name, shape, settings, load in cases:
+        plan, count, parts = compare(shape, settings, load)
+        rows.append({"case": name, "plan_mib": round(plan, 1), "count_mib": round(count, 1)})
+        off = max(off, abs(plan / count - 1))
+        say(f"| {name} | {plan:.0f} | {count:.0f} | {100 * (plan / count - 1):+.1f} % |")
+        for part, planned, counted in parts if given.recipe else []:
+            say(f"|     {part} | {planned:.1f} | {counted:.1f} | |")
+    say(f"\nPlan and count differ by {100 * off:.1f} % at most; {100 * MOST_OFF:.0f} % are allowed.")
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return DONE if off <= MOST_OFF else FAULTS
+
+
+if __name__ == "__main__":
+    run(main)
