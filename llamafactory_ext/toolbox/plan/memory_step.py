@@ -48,6 +48,8 @@ def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
         waiting = (shape.layers - _layers_kept(shape, settings)) * residual
     else:
         waiting = shape.layers * residual
+    if settings.quantization_bit is None and not settings.full and settings.checkpointing:
+        waiting += residual  # PEFT wants a gradient of the embedding's output, which stays for it
     if settings.float32_between_layers and settings.weight_bytes == 2:
         waiting = max(waiting - (0 if offloaded else residual // 2), (3 - offloaded) * residual)
     return waiting
@@ -105,7 +107,8 @@ def _inputs_of_trained(
     for names in projections:  # these share an input, but autocast casts it for each
         trained = sum(settings.trains(name) for name in names)
         width = 0 if names == ("o_proj",) else shape.linears[names[0]][0]
-        total += width * compute * (trained if hidden > compute else min(trained, 1))
+        each = hidden > compute or (settings.mixed_precision and settings.quantization_bit is None)  # by PEFT
+        total += width * compute * (trained if each else min(trained, 1))
         total += 0 if settings.full else trained * settings.lora_rank * compute
     return total
 
@@ -133,23 +136,25 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """
     mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
     residual, half = residual_bytes(shape, settings, load), load.tokens * settings.compute_bytes
-    kept = _layers_kept(shape, settings)
-    again = kept < shape.layers
-    saved = max(0, saved_bytes(shape, settings, load) - kept_bytes(shape, settings, load)) if again else 0
+    layers_kept = _layers_kept(shape, settings)
     weight = _weight_at_once(shape, settings)
     # The layer's output, and the gradient that comes to it: in place of the last layer's input, if that has waited.
-    ends = residual * (1 + (kept > 0 or _offloads(settings)))
+    ends = residual * (1 + (layers_kept > 0 or _offloads(settings)))
     # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
     scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0
-    most = max(3 * mlp, mlp + weight, scores)
-    if again:
-        # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds:
-        # the MLP's input, in place of the layer's output, and the hidden states beside it, if no norm has saved them.
-        forward = mlp + weight + half * shape.hidden_size + residual * (hidden_bytes(settings) == 2)
-        if settings.float32_between_layers and settings.compute_dtype == "float16":
-            forward += mlp + half * shape.intermediate_size  # the product's scaled copy, and that cast to half
-        most = max(most, forward)
-    return saved + ends + most
+    backward = max(3 * mlp, mlp + weight, scores)
+    if layers_kept == shape.layers:
+        return ends + backward
+    # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds: the
+    # MLP's input, in place of the layer's output, and the hidden states beside it, if no norm has saved them.
+    forward = mlp + weight + half * shape.hidden_size + residual * (hidden_bytes(settings) == 2)
+    if settings.float32_between_layers:
+        forward += half * shape.intermediate_size  # the product, cast
+        forward += mlp * (settings.compute_dtype == "float16")  # its scaled copy
+    if settings.trains("down_proj"):  # the product has been saved
+        forward -= mlp
+    again = saved_bytes(shape, settings, load) + max(forward, backward) - kept_bytes(shape, settings, load)
+    return ends + max(again, backward if layers_kept else 0)
 
 
 def _weight_at_once(shape: Shape, settings: Settings) -> int:
