@@ -77,22 +77,26 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
 
 
 def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
-    """Returns the bytes on the device when the last weight has been read, by part.
+    """Returns the bytes on the device at the peak of loading, by part.
 
-    All weights lie there then, and one of them as it was read beside what it became; the embedding leaves for CPU
-    memory afterwards. Of ZeRO-3's weights each process has its share only, and that is in a step, too.
+    All weights lie there, or all but the encoder's, which are read last, with one of them as it was read beside what it
+    became; the embedding leaves for CPU memory afterwards. "reserve": a card's allocator keeps the room of what was
+    read, and the encoder may not fit into it; an assumption, not measured. Of ZeRO-3's weights each process has its share only, and that is in a step, too.
     """
     context = _CUDA_CONTEXT if settings.device == "cuda" else _INTERPRETER
     if settings.zero_stage == 3:
         return {"context": context}
     read = replace(settings, finetuning_type="lora", upcast_layernorm=False)
+    encoder = encoder_bytes(shape, read)
+    largest = max(width * out for width, out in shape.linears.values()) * settings.weight_bytes
     return {
         "weights" if settings.quantization_bit is None else "quantised weights": weight_bytes(shape, read),
         "embedding": embedding_bytes(shape, read),
         "head": head_bytes(shape, read),
-        "encoder": encoder_bytes(shape, read),
-        "weight being read": max(width * out for width, out in shape.linears.values()) * settings.weight_bytes,
+        "encoder": encoder,
+        "weight being read": max(0, largest - encoder),
         "context": context,
+        "reserve": min(largest, encoder) if settings.device == "cuda" else 0,
     }
 
 

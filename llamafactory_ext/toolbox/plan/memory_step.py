@@ -36,15 +36,27 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """The layers' inputs, which wait for the backward pass on the device; of offloaded ones the one that is in use.
 
+    A layer without a checkpoint keeps a float32 copy in its norm, which is counted there; where the input is float32
+    already, the norm keeps it as it is.
     With float32 between the layers the first one's is in half precision still, and copies of it in float32 are made
     when it is computed again: then it is the only one that is left.
     """
-    residual = residual_bytes(shape, settings, load)
-    offloaded = settings.offload_checkpoints and settings.checkpointing
-    waiting = residual if offloaded else shape.layers * residual
+    residual, offloaded = residual_bytes(shape, settings, load), _offloads(settings)
+    if offloaded:
+        waiting = residual
+    elif hidden_bytes(settings) == 2:
+        waiting = (shape.layers - _layers_kept(shape, settings)) * residual
+    else:
+        waiting = shape.layers * residual
+    if settings.quantization_bit is None and not settings.full and settings.checkpointing:
+        waiting += residual  # PEFT wants a gradient of the embedding's output, which stays for it
     if settings.float32_between_layers and settings.weight_bytes == 2:
-        waiting = max(waiting - (0 if offloaded else residual // 2), 2 * residual)
+        waiting = max(waiting - (0 if offloaded else residual // 2), (3 - offloaded) * residual)
     return waiting
+
+
+def _offloads(settings: Settings) -> bool:
+    return settings.offload_checkpoints and settings.checkpointing
 
 
 def kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
@@ -95,7 +107,8 @@ def _inputs_of_trained(
     for names in projections:  # these share an input, but autocast casts it for each
         trained = sum(settings.trains(name) for name in names)
         width = 0 if names == ("o_proj",) else shape.linears[names[0]][0]
-        total += width * compute * (trained if hidden > compute else min(trained, 1))
+        each = hidden > compute or (settings.mixed_precision and settings.quantization_bit is None)  # by PEFT
+        total += width * compute * (trained if each else min(trained, 1))
         total += 0 if settings.full else trained * settings.lora_rank * compute
     return total
 
@@ -122,18 +135,26 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     When a layer is computed again, those that kept everything are done, and what they kept is free.
     """
     mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
-    residual = residual_bytes(shape, settings, load)
-    again = _layers_kept(shape, settings) < shape.layers
-    saved = max(0, saved_bytes(shape, settings, load) - kept_bytes(shape, settings, load)) if again else 0
-    # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
+    residual, half = residual_bytes(shape, settings, load), load.tokens * settings.compute_bytes
+    layers_kept = _layers_kept(shape, settings)
     weight = _weight_at_once(shape, settings)
-    backward = max(3 * mlp, mlp + weight)
-    if settings.float32_between_layers and settings.compute_dtype == "float16":
-        # On the way forward, at `down_proj`: the product, its scaled copy, that cast to half, the weight, the output.
-        half = load.tokens * settings.compute_bytes
-        backward = max(backward, 2 * mlp + half * (shape.intermediate_size + shape.hidden_size) + weight)
+    # The layer's output, and the gradient that comes to it: in place of the last layer's input, if that has waited.
+    ends = residual * (1 + (layers_kept > 0 or _offloads(settings)))
+    # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
     scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0
-    return saved + 2 * residual + max(backward, scores)  # the layer's output and the gradient that comes to it
+    backward = max(3 * mlp, mlp + weight, scores)
+    if layers_kept == shape.layers:
+        return ends + backward
+    # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds: the
+    # MLP's input, in place of the layer's output, and the hidden states beside it, if no norm has saved them.
+    forward = mlp + weight + half * shape.hidden_size + residual * (hidden_bytes(settings) == 2)
+    if settings.float32_between_layers:
+        forward += half * shape.intermediate_size  # the product, cast
+        forward += mlp * (settings.compute_dtype == "float16")  # its scaled copy
+    if settings.trains("down_proj"):  # the product has been saved
+        forward -= mlp
+    again = saved_bytes(shape, settings, load) + max(forward, backward) - kept_bytes(shape, settings, load)
+    return ends + max(again, backward if layers_kept else 0)
 
 
 def _weight_at_once(shape: Shape, settings: Settings) -> int:

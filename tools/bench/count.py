@@ -1,0 +1,392 @@
+"""Counts what is alive at the peak of a step, tensor by tensor and without computing it, and prints it beside the plan.
+
+python tools/bench/count.py
+python tools/bench/count.py yaml/2080ti_qlora.yaml layers_without_checkpoints=2 --layers 4 --tokens 1241
+
+Fake tensors stand in for real ones: they have a shape and a storage of some size, and no numbers. Model class, LoRA
+(PEFT), gradient checkpoints (LLaMA-Factory's) and levers are the real ones. 4-bit layers are stood in for: each of
+their products, forward and backward, has its weight written out beside it. All lies on a fake CPU, since autograd asks
+for a card's driver where tensors lie on a card; SDPA saves there what a card's memory-efficient kernel saves, and keys
+and values are repeated as on Turing. Not counted: what a kernel takes inside, CUDA's context, the allocator's rounding,
+padded batches, ZeRO. Loading is replayed: weights in the order of their names, as transformers reads them, each
+quantised before the next is read.
+"""
+
+import argparse
+import json
+import logging
+import os
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the published shapes are known: no hub is asked for them
+
+import bitsandbytes
+import torch
+from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
+
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM, modeling
+from llamafactory_ext.model.attention import SDPA_REPEATED
+from llamafactory_ext.model.float16 import guard_last_projections
+from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, run, say
+from llamafactory_ext.toolbox.plan.memory import Load, Settings, on_device, while_loading
+from llamafactory_ext.toolbox.plan.recipe import Recipe
+from llamafactory_ext.toolbox.plan.shape import Shape
+from llamafactory_ext.toolbox.session.recipe import read_recipe
+
+
+MIB = 2**20
+MOST_OFF = 0.03
+_STAY = ("quantised weights", "weights", "embedding", "head", "encoder", "adapter", "gradients", "optimiser")
+_NOT_COUNTED = ("context", "reserve")
+_RECIPES = Path(__file__).parents[2] / "yaml"
+_LOADS = {"160": Load(160, 40, 20), "1241": Load(1241, 120, 625), "4096": Load(4096, 600, 2500)}
+_aten = torch.ops.aten
+
+
+class Alive(TorchDispatchMode):  # type: ignore[misc]
+    """Follows each storage from its creation to its end.
+
+    Attributes:
+        at_peak: bytes by part, when there were most.
+        part: what is created now belongs to it; "" is in CPU memory and not counted.
+    """
+
+    def __init__(self, load: Load) -> None:
+        super().__init__()
+        self.load = load
+        self.now: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
+        self.part = "rest"
+        self._known: dict[int, Any] = {}
+
+    def add(self, tensor: torch.Tensor, part: str) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes() if part else 0
+        if key in self._known:
+            return
+
+        def end(_: Any) -> None:
+            del self._known[key]
+            self.now[part] -= size
+
+        self._known[key] = weakref.ref(storage, end)
+        self.now[part] += size
+        if self.now.total() > self.at_peak.total():
+            self.at_peak = +self.now
+
+    @contextmanager
+    def belongs_to(self, part: str) -> Iterator[None]:
+        before, self.part = self.part, part
+        yield
+        self.part = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation; where its result depends on numbers, which there are none of, those of the load hold."""
+        if func is _aten._local_scalar_dense.default:
+            return True if args[0].dtype == torch.bool else self.load.patches
+        if func is _aten.nonzero.default:
+            found = args[0].new_empty((self.load.labels, args[0].ndim), dtype=torch.long)
+        elif func is _aten.index.Tensor and args[1][0].dtype == torch.bool:
+            found = args[0].new_empty((self.load.patches, *args[0].shape[args[1][0].ndim :]))
+        else:
+            found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.add(one, self.part)
+        return found
+
+    def name_parts(self, model: nn.Module) -> None:
+        """Lets what a module creates belong to it: to the kind of module, for the decoder's layers are all alike."""
+        parts = {"lm_head": "loss", "mlp": "MLP", "self_attn": "attention", "layers": "between the layers"}
+        for name, module in model.named_modules():
+            last = next((part for part in reversed(name.split(".")) if not part.isdigit()), "")
+            part = "encoder activations" if "ts_encoder" in name else "norms" if "norm" in last else parts.get(last)
+            if part:
+                self._follow(module, part)
+
+    def _follow(self, module: nn.Module, part: str) -> None:
+        callers: list[str] = []
+
+        def enter(*_: Any) -> None:
+            callers.append(self.part)
+            self.part = part
+
+        def leave(*_: Any) -> None:
+            self.part = callers.pop()
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+
+class _Product(torch.autograd.Function):  # type: ignore[misc]
+    """A product with a weight in 4 bit, of which nothing is saved; each time the weight is written out first."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, layer: Any) -> torch.Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(inputs.dtype)
+        return nn.functional.linear(inputs, layer.write_out(inputs), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient @ ctx.layer.write_out(gradient), None
+
+
+class _Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
+    """What bitsandbytes' layer holds and computes, for tensors that hold nothing; PEFT takes it for that layer."""
+
+    def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype, double: bool) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.compute_dtype, size = compute_dtype, linear.weight.numel()
+        self.weight = nn.Parameter(torch.empty(size // 2, 1, dtype=torch.uint8), requires_grad=False)
+        self.weight.compress_statistics, self.weight.quant_type = double, "nf4"  # PEFT asks
+        self.register_buffer("scales", torch.empty(size // 64, dtype=torch.uint8 if double else torch.float32))
+        self.register_buffer("scales_of_scales", torch.empty(size // 64 // 256) if double else None)
+
+    def write_out(self, like: torch.Tensor) -> torch.Tensor:
+        return like.new_empty(self.out_features, self.in_features)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(inputs.to(self.compute_dtype), self).to(inputs.dtype)
+
+
+def _lay_out(shape: Shape, settings: Settings) -> Any:
+    """Returns the model as loaded, but for 4 bit."""
+    config, family = (Qwen3TSConfig, Qwen3TSForCausalLM) if shape.qk_norm else (Qwen2TSConfig, Qwen2TSForCausalLM)
+    section = {
+        "patch_size": shape.patch_size, "embedding_dim": shape.embedding_dim, "num_layers": shape.encoder_layers,
+        "max_sequence_length": shape.max_sequence_length, "hidden_size": shape.hidden_size,
+        "use_position_embedding": shape.use_position_embedding,
+    }  # fmt: skip
+    made = config(
+        hidden_size=shape.hidden_size, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size, tie_word_embeddings=shape.tied, attention_bias=shape.attention_bias, ts=section,
+        ts_token_start_index=shape.vocab_size - 2, ts_token_end_index=shape.vocab_size - 1, use_cache=False,
+        attn_implementation="eager" if settings.attention == "eager" else "sdpa",
+    )  # fmt: skip
+    model = family(made).to(torch.float32 if settings.full else getattr(torch, settings.weight_dtype))
+    if settings.device == "cuda" and settings.attention != "eager":
+        model.set_attn_implementation(SDPA_REPEATED)
+    return model.requires_grad_(settings.full).train()
+
+
+def _quantise(linear: nn.Linear, settings: Settings) -> _Linear4bit:
+    return _Linear4bit(linear, getattr(torch, settings.compute_dtype), settings.double_quantization)
+
+
+def _prepare(shape: Shape, settings: Settings) -> Any:
+    """Returns the model as LLaMA-Factory and `training.levers` make it ready."""
+    model = _lay_out(shape, settings)
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name, module in linear if settings.quantization_bit else []:
+        if name.startswith("model."):
+            model.set_submodule(name, _quantise(module, settings))
+    model.is_loaded_in_4bit = settings.quantization_bit == 4  # PEFT asks
+    model.offload_checkpoints = settings.offload_checkpoints
+    if settings.float32_between_layers and settings.compute_dtype == "float16":
+        guard_last_projections(model)
+    for layer in model.model.layers[shape.layers - settings.layers_without_checkpoints :]:
+        layer.gradient_checkpointing = False
+    prepare_model_for_training(
+        model,
+        SimpleNamespace(
+            upcast_layernorm=settings.upcast_layernorm, disable_gradient_checkpointing=not settings.checkpointing,
+            use_unsloth_gc=False, use_reentrant_gc=True, upcast_lmhead_output=False,
+        ),
+    )  # fmt: skip
+    for layer in model.model.layers[shape.layers - settings.layers_without_checkpoints :]:
+        layer.gradient_checkpointing = False
+    if settings.full:
+        model.ts_encoder.requires_grad_(settings.train_encoder)
+        return model
+    targets = [name for name, _ in linear if settings.train_encoder and name.startswith("ts_encoder.")]
+    targets += [name for name, _ in linear if name.startswith("model.") and settings.trains(name.rpartition(".")[2])]
+    wrapped = get_peft_model(model, LoraConfig(r=settings.lora_rank, target_modules=targets, task_type="CAUSAL_LM"))
+    return wrapped.train()
+
+
+def _part_of(name: str, settings: Settings) -> str:
+    if "lora_" in name:
+        return "adapter"
+    if "embed_tokens" in name:
+        return "" if settings.embedding_on_cpu and settings.device == "cuda" else "embedding"
+    kind = "weights" if settings.quantization_bit is None else "quantised weights"
+    return "encoder" if "ts_encoder" in name else "head" if "lm_head" in name else kind
+
+
+def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
+    """Returns the bytes alive at the peak of a step that is not the first one, by part."""
+    alive = Alive(load)
+
+    def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+        with alive.belongs_to(""):
+            return tensor.clone()
+
+    def offload(**_: Any) -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(to_cpu, torch.clone)
+
+    with ExitStack() as stack:
+        with torch.device("meta"):
+            model = _prepare(shape, settings)
+        stack.enter_context(FakeTensorMode())
+        for path, module in model.named_modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                alive.add(fake, _part_of(f"{path}.{name}", settings))
+                is_weight = isinstance(tensor, nn.Parameter)
+                setattr(module, name, nn.Parameter(fake, tensor.requires_grad) if is_weight else fake)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.grad = torch.zeros_like(weight)
+            alive.add(weight.grad, "gradients")
+        optimiser = torch.optim.AdamW(trained)
+        optimiser.step()
+        for state in optimiser.state.values():
+            for tensor in state.values():
+                alive.add(tensor, "optimiser")
+        alive.name_parts(model)
+        series = torch.empty(1, 2 * shape.patch_size * load.patches, 1)
+        ids, labels = (torch.zeros(load.rows, load.tokens // load.rows, dtype=torch.long) for _ in range(2))
+        stack.enter_context(alive)
+        stack.enter_context(mock.patch.object(modeling, "save_on_cpu", offload))
+        # For fake tensors transformers writes out a causal mask, which it leaves to SDPA in training.
+        stack.enter_context(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
+        cpu_autocast = torch.is_autocast_enabled  # PEFT asks about a card's
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda kind="cpu": cpu_autocast(kind)))
+        with torch.autocast("cpu", getattr(torch, settings.compute_dtype), enabled=settings.mixed_precision):
+            loss = model(input_ids=ids, labels=labels, timeseries=series).loss
+        alive.part = "backward pass"
+        loss.backward()
+    return alive.at_peak
+
+
+def count_loading(shape: Shape, settings: Settings) -> Counter[str]:
+    """Returns the bytes alive at the peak while a checkpoint is loaded, by part; nothing has left for CPU memory yet."""
+    alive, kept = Alive(Load(0, 0, 0)), []
+    settings = replace(settings, finetuning_type="lora", embedding_on_cpu=False)
+    with torch.device("meta"):
+        model = _lay_out(shape, settings)
+    linear = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    with FakeTensorMode():
+        for name, weight in sorted(model.named_parameters()):
+            part, quantised = _part_of(name, settings), settings.quantization_bit and name.startswith("model.")
+            read = torch.empty(weight.shape, dtype=weight.dtype)
+            if not (quantised and name in linear):
+                alive.add(read, part)
+                kept.append(read)
+                continue
+            alive.add(read, "weight being read")
+            with torch.device("meta"):
+                small = _quantise(linear[name], settings)
+            for one in [small.weight, *small.buffers()]:
+                kept.append(torch.empty(one.shape, dtype=one.dtype))
+                alive.add(kept[-1], part)
+    return alive.at_peak
+
+
+def compare(
+    shape: Shape, settings: Settings, load: Load | None
+) -> tuple[float, float, list[tuple[str, float, float]]]:
+    """Returns plan and count in MiB, and both by part: of loading in all, of a step beyond what stays."""
+    plan = while_loading(shape, settings) if load is None else on_device(shape, settings, load)
+    count = count_loading(shape, settings) if load is None else count_step(shape, settings, load)
+    names = [
+        name for name in dict.fromkeys([*plan, *count]) if name not in _NOT_COUNTED and (plan.get(name) or count[name])
+    ]
+    parts = [(name, plan.get(name, 0) / MIB, count[name] / MIB) for name in names]
+    summed = [row for row in parts if load is None or row[0] not in _STAY]
+    return sum(row[1] for row in summed), sum(row[2] for row in summed), parts
+
+
+def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Shape, Settings, Load | None]]:
+    """Yields name, shape, settings and load (None: the start) of the recipes for one card, and of their levers."""
+    main, safe = "2080ti_qlora", "2080ti_qlora_safe"
+    changed = {
+        f"{main} layers_without_checkpoints=2": (main, {"layers_without_checkpoints": 2}),
+        f"{safe} offload_checkpoints=false": (safe, {"offload_checkpoints": False}),
+        f"{main} model_name_or_path=ChatTS-8B": (main, {"model_name_or_path": "ChatTS-8B"}),
+    }
+    files = {path.stem: (path.stem, {}) for path in sorted(_RECIPES.glob("*qlora*.yaml"))}
+    for name, (stem, changes) in {**files, **changed}.items():
+        path = _RECIPES / f"{stem}.yaml"
+        recipe = Recipe(path, {**read_recipe(path), **changes})
+        for depth in layers:
+            shape, settings = replace(recipe.shape, layers=depth), recipe.settings("cuda", 1)
+            for tokens, load in _LOADS.items():
+                yield f"{name}, {tokens} tokens, {depth} layers", shape, settings, load
+            yield f"{name}, load, {depth} layers", shape, settings, None
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python tools/bench/count.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="a step with it, part by part; default: standard cases")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    parser.add_argument(
+        "--layers", type=int, help="of the decoder; default: the model's, of the standard cases 4 and 48"
+    )
+    parser.add_argument("--tokens", type=int, default=1241, help="of the record; default: 1241")
+    parser.add_argument("--labels", type=int, default=120, help="tokens of the answer; default: 120")
+    parser.add_argument("--patches", type=int, default=625, help="of the series, among the tokens; default: 625")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write case, plan_mib and count_mib here, too")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = _parse()
+    logging.disable(logging.INFO)
+    if given.recipe is None:
+        cases = list(standard_cases(*([(given.layers,)] if given.layers else [])))
+    else:
+        try:
+            recipe = Recipe(given.recipe, read_recipe(given.recipe, given.overrides))
+            shape, settings = recipe.shape, recipe.settings("cuda", 1)
+        except UsageError as err:
+            complain(f"error: {err}")
+            return USAGE
+        if settings.zero_stage or settings.quantization_bit == 8:
+            complain(
+                f"error: {given.recipe} has DeepSpeed or 8-bit weights; expected a recipe without, they are not counted"
+            )
+            return USAGE
+        shape = replace(shape, layers=given.layers or shape.layers)
+        load = Load(given.tokens, given.labels, given.patches)
+        name = f"{' '.join([given.recipe.stem, *given.overrides])}, "
+        cases = [(f"{name}{given.tokens} tokens, {shape.layers} layers", shape, settings, load)]
+        cases += [(f"{name}load, {shape.layers} layers", shape, settings, None)]
+    rows, off = [], 0.0
+    say("MiB: of a step beyond what stays (weights, adapter, gradients, optimiser), while loading in all.\n")
+    say("| case | plan | count | plan off by |\n|---|---|---|---|")
+    for name, shape, settings, load in cases:
+        plan, count, parts = compare(shape, settings, load)
+        rows.append({"case": name, "plan_mib": round(plan, 1), "count_mib": round(count, 1)})
+        off = max(off, abs(plan / count - 1))
+        say(f"| {name} | {plan:.0f} | {count:.0f} | {100 * (plan / count - 1):+.1f} % |")
+        for part, planned, counted in parts if given.recipe else []:
+            say(f"|     {part} | {planned:.1f} | {counted:.1f} | |")
+    say(f"\nPlan and count differ by {100 * off:.1f} % at most; {100 * MOST_OFF:.0f} % are allowed.")
+    if given.json is not None:
+        given.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return DONE if off <= MOST_OFF else FAULTS
+
+
+if __name__ == "__main__":
+    run(main)
