@@ -285,12 +285,19 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_encoder_of_the_same_width_is_taken_as_it_is(other: Path, graft: Graft, tmp_path: Path) -> None:
     out = tmp_path / "out"
     status, said = graft(write_qwen(tmp_path / "qwen", "qwen3"), "--out", out, "--encoder-from", other)
-    assert (status, "as they are" in said) == (0, True)
+    assert (status, "width 64 in both; train it" in said, "cast" in said) == (0, True, False)
     old, new = weights(other), weights(out)
     names = {name for name in new if name.startswith("ts_encoder.")}
     assert names == {name for name in old if name.startswith("ts_encoder.")}
     assert all(torch.equal(new[name], old[name]) for name in names)
     assert json.loads((out / "config.json").read_text())["ts"]["patch_size"] == 4
+
+
+def test_an_encoder_in_another_type_is_cast_and_that_is_said(other: Path, graft: Graft, tmp_path: Path) -> None:
+    status, said = graft(write_qwen(tmp_path / "qwen"), "--out", tmp_path / "out", "--encoder-from", other)
+    assert (status, "(cast from float32 to bfloat16)" in said) == (0, True)
+    name = "ts_encoder.mlp.4.weight"
+    assert torch.equal(weights(tmp_path / "out")[name], weights(other)[name].bfloat16())
 
 
 def test_a_narrower_encoder_does_the_same_in_a_wider_model(other: Path, graft: Graft, tmp_path: Path) -> None:

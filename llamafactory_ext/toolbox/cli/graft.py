@@ -66,7 +66,7 @@ def main() -> int:
         terminal.complain(f"error: {error}")
         return terminal.USAGE
     except (ValueError, OSError) as error:
-        terminal.complain(f"error: {error}")
+        terminal.complain(f"error: {' '.join(str(error).split())}")
         return terminal.FAULTS
     start, end = done.ids
     rows = (
@@ -74,10 +74,14 @@ def main() -> int:
     )
     terminal.say(f"Wrote {given.out}: ChatTS over {done.family.capitalize()}; <ts> is {start}, <ts/> {end}, {rows}.")
     width, count = done.section["hidden_size"], f"{done.encoder_weights:,} weights"
+    if done.taken_dtype not in (None, done.dtype):
+        count += f" (cast from {done.taken_dtype} to {done.dtype})".replace("torch.", "")
     if done.taken_width is None:
         terminal.say(f"Encoder: {count}, random (Xavier, seed {given.seed}): train it on series before use.")
     elif done.difference is None:
-        terminal.say(f"Encoder: {count} of {given.encoder_from}, as they are; train it for this language model.")
+        terminal.say(
+            f"Encoder: {count} of {given.encoder_from}, width {width} in both; train it for this language model."
+        )
     else:
         kept = "all units kept" if width > done.taken_width else f"the {width} largest units a layer kept"
         terminal.say(

@@ -51,7 +51,7 @@ def read_section(folder: Path) -> dict[str, Any]:
 
 def read_encoder(folder: Path, section: dict[str, Any]) -> Weights:
     """Reads the encoder's weights alone, under their names without ``ts_encoder.``; raises ValueError."""
-    found = {}
+    found: Weights = {}
     for file in weight_files(folder):
         if file.suffix != ".safetensors":
             raise ValueError(f"{folder} holds no safetensors; save it again with transformers, which writes them")

@@ -42,7 +42,7 @@ def add_markers(source: Path, folder: Path, rows: int) -> tuple[int, int]:
     core.add_special_tokens([AddedToken(text, special=True, **_FLAGS) for text in MARKERS])
     ids = {text: core.token_to_id(text) for text in MARKERS}
 
-    others = [token for token in stated["added_tokens"] if token["content"] not in ids]
+    others = [token for token in stated.get("added_tokens", []) if token["content"] not in ids]
     own = [{"id": number, "content": text, **_FLAGS, "special": True} for text, number in ids.items()]
     stated["added_tokens"] = sorted(others + own, key=lambda token: token["id"])
     _write(folder / "tokenizer.json", stated)

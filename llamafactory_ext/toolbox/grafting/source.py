@@ -54,7 +54,7 @@ def read_source(folder: Path, section: dict[str, Any]) -> Source:
     known = _CONFIGS[family].from_dict(config)
     known.ts = stated["ts"]
     check_weights(known, folder)
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for file in files:
         with safe_open(file, "pt") as weights:
             names = set(weights.keys())
@@ -87,7 +87,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("ts") is not None or "TSFor" in str(names):
         raise ValueError(f"{folder} is a ChatTS already; train it as it is")
     expected = [f"{str(kind).capitalize()}ForCausalLM"]
-    if kind not in _CONFIGS or names not in (None, expected):
+    if str(kind) not in _CONFIGS or names not in (None, expected):
         raise ValueError(
             f"{folder} is {names or 'a model'} of type {kind!r:.60}; expected a Qwen2ForCausalLM or Qwen3ForCausalLM"
         )

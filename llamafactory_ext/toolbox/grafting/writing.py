@@ -6,7 +6,6 @@ Shards that nothing is added to are copied byte by byte; the encoder is a shard 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,8 @@ _ROWS_AT_ONCE = 8192
 class Grafted:
     """What was done: ids of ``<ts>`` and ``<ts/>``, rows added to the embedding, the encoder's weights in number.
 
-    ``difference``: of an encoder that was made to fit another width, see ``fit_width``; ``None`` otherwise.
+    ``taken_dtype`` and ``taken_width``: another ChatTS's encoder's, as it was; it is written in ``dtype``.
+    ``difference``: of one that was made to fit another width, see ``fit_width``; ``None`` otherwise.
     """
 
     family: str
@@ -50,6 +50,8 @@ class Grafted:
     added_rows: int
     section: dict[str, Any]
     encoder_weights: int
+    dtype: torch.dtype
+    taken_dtype: torch.dtype | None
     taken_width: int | None
     difference: float | None
 
@@ -74,13 +76,11 @@ def graft(
     section: dict[str, Any],
     seed: int = 0,
     encoder_from: Path | None = None,
-    advance: Callable[[], None] = lambda: None,
 ) -> Grafted:
     """Writes the ChatTS that is made of the Qwen in ``folder`` to ``out``.
 
     Arguments:
         section: from ``make_section``; not read where ``encoder_from``, another ChatTS, says what encoder it is.
-        advance: called behind every shard.
 
     Raises:
         UsageError: ``out`` holds something.
@@ -94,11 +94,12 @@ def graft(
     section = {**(theirs or section), "hidden_size": source.width}
     if theirs is None and source.family == "qwen3":
         section["use_layer_norm"] = False  # as the published one says
-    difference = None
+    difference, taken_dtype = None, None
     if encoder_from is None or theirs is None:
         encoder = draw_encoder(section, seed)
     else:
         encoder = read_encoder(encoder_from, theirs)
+        taken_dtype = encoder["mlp.0.weight"].dtype
         if theirs["hidden_size"] != source.width:
             encoder, difference = fit_width(encoder, theirs, source.width, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def graft(
         ids = add_markers(folder, new, source.rows)
         rows = source.rows if max(ids) < source.rows else -(-(max(ids) + 1) // _MULTIPLE) * _MULTIPLE
         _write_json(new / "config.json", _config(source, section, ids, rows))
-        _write_weights(source, new, rows, encoder, advance)
+        _write_weights(source, new, rows, encoder)
         config = read_config(str(new))
         if config is None:
             raise ValueError(f"{folder}: its config.json does not take a `ts` section")
@@ -122,6 +123,8 @@ def graft(
         added_rows=rows - source.rows,
         section=section,
         encoder_weights=sum(weight.numel() for weight in encoder.values()),
+        dtype=source.dtype,
+        taken_dtype=taken_dtype,
         taken_width=None if theirs is None else theirs["hidden_size"],
         difference=difference,
     )
@@ -136,7 +139,7 @@ def _config(source: Source, section: dict[str, Any], ids: tuple[int, int], rows:
     return dict(sorted(config.items()))
 
 
-def _write_weights(source: Source, folder: Path, rows: int, encoder: Weights, advance: Callable[[], None]) -> None:
+def _write_weights(source: Source, folder: Path, rows: int, encoder: Weights) -> None:
     """Writes all shards and their index; the embedding and the head get as many rows as the vocabulary has now."""
     total = len(source.files) + 1
     places: dict[str, str] = {}
@@ -152,7 +155,6 @@ def _write_weights(source: Source, folder: Path, rows: int, encoder: Weights, ad
             places |= dict.fromkeys(written.keys(), path.name)
         with path.open("rb") as file:  # an integer of 8 bytes, the header of that length, the weights
             size += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-        advance()
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
     _write_json(folder / "model.safetensors.index.json", index)
 
