@@ -228,6 +228,11 @@ def test_the_tokenizer_has_the_markers_and_nothing_else_changes(graft: Graft, tm
     stated = json.loads((qwen / "tokenizer.json").read_text())
     assert read["tokenizer"]["model"] == stated["model"]
     assert read["tokenizer"]["added_tokens"][:-2] == stated["added_tokens"]
+    last = stated["added_tokens"][-1]  # a special token as all of Qwen's
+    assert read["tokenizer"]["added_tokens"][-2:] == [
+        {**last, "id": TOKENS, "content": "<ts>"},
+        {**last, "id": TOKENS + 1, "content": "<ts/>"},
+    ]
 
 
 def test_a_tokenizer_saved_by_transformers_itself(graft: Graft, tmp_path: Path) -> None:
@@ -238,6 +243,8 @@ def test_a_tokenizer_saved_by_transformers_itself(graft: Graft, tmp_path: Path) 
     tokenizer.save_pretrained(qwen)
     assert graft(qwen, "--out", tmp_path / "out", *SMALL)[0] == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("<ts><ts/>")["input_ids"] == [TOKENS + 1, TOKENS]
+    named = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["added_tokens"]
+    assert [token["content"] for token in named] == [*SPECIAL, "<ts/>", "<ts>"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["ts_token_start_index"], config["ts_token_end_index"]) == (TOKENS + 1, TOKENS)
 
@@ -335,10 +342,16 @@ def test_units_that_do_nothing_are_those_cut() -> None:
     section = {**config_dict("qwen3")["ts"], "hidden_size": 16}
     drawn = encoder.draw_encoder(section, 1)
     wide = encoder.draw_encoder({**section, "hidden_size": 64}, 2)
+    units = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:16].sort().values
     for name, weight in wide.items():
         weight.zero_()
-        place = tuple(slice(size) for size in drawn[name].shape)
-        weight[place] = drawn[name]
+        rows = units if name.startswith("mlp.") else torch.arange(len(weight))
+        inner = name.endswith("weight") and name[4] in "2468"
+        if weight.ndim == 2:
+            columns = units if inner and name.startswith("mlp.") else torch.arange(weight.shape[1])
+            weight[rows[:, None], columns] = drawn[name]
+        else:
+            weight[rows] = drawn[name]
     fitted, difference = encoder.fit_width(wide, {**section, "hidden_size": 64}, 16, 3)
     assert difference < 1e-5
     for index in (0, 2, 4, 6):
