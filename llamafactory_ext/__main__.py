@@ -20,6 +20,7 @@ _PACKAGES = ("llamafactory", "torch", "transformers", "peft", "bitsandbytes", "d
 COMMANDS = {
     "init": "write the recipes and dataset_info/ into a folder",
     "demo": "make a tiny model and a made-up data set for a first run",
+    "graft": "make a ChatTS of a plain Qwen",
     "import": "bring labels and series of any form to annotations and CSV files",
     "prepare": "make training data of annotations and CSV files",
     "check": "show what a run would see of a data set, and what is wrong with it",

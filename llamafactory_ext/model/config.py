@@ -49,15 +49,7 @@ class ChatTSConfigMixin:
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         published = output.pop("published", None) or {}
         output.update({key: published[key] for key in _PUT_ASIDE if key in published})
-        # transformers 5 writes `rope_parameters` and `dtype` only; the published loaders read `rope_theta` (and take
-        # 10000 where it is missing, which changes every position), `rope_scaling` and `torch_dtype`.
-        rope = output.get("rope_parameters") or {}
-        if "rope_theta" in rope:
-            output.setdefault("rope_theta", rope["rope_theta"])
-        if rope.get("rope_type", "default") != "default" and output.get("rope_scaling") is None:
-            output["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-        if output.get("dtype") is not None:
-            output.setdefault("torch_dtype", output["dtype"])
+        name_as_before(output)
         return output
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -68,6 +60,20 @@ class ChatTSConfigMixin:
             super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.use_cache = used
+
+
+def name_as_before(config: dict[str, Any]) -> None:
+    """Adds the keys that loaders before transformers 5 read, which writes ``rope_parameters`` and ``dtype`` only.
+
+    The published ones take a `rope_theta` of 10000 where it is missing, which changes every position.
+    """
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+    if rope.get("rope_type", "default") != "default" and config.get("rope_scaling") is None:
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if config.get("dtype") is not None:
+        config.setdefault("torch_dtype", config["dtype"])
 
 
 class Qwen2TSConfig(ChatTSConfigMixin, Qwen2Config):  # type: ignore[misc]

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _MODULE = re.compile(r"\w+")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.json",
     "special_tokens_map.json",
@@ -44,7 +44,7 @@ def copy_published_files(config: Any, folder: Path) -> list[str]:
     ]
     stems = {name.split("--")[-1].split(".")[0] for name in references}
     modules = sorted(f"{stem}.py" for stem in stems if _MODULE.fullmatch(stem))  # no path: nothing but files beside it
-    copied = _copy(config.name_or_path, modules + (list(_PROCESSOR_FILES) if modules else []), folder)
+    copied = copy_files(config.name_or_path, modules + (list(_PROCESSOR_FILES) if modules else []), folder)
     for name in modules:
         if not (folder / name).is_file():
             logger.warning("%s was not found beside %s and is not in %s.", name, config.name_or_path, folder)
@@ -63,10 +63,11 @@ def copy_published_tokenizer(source: str, tokenizer: Any, folder: Path) -> list[
     same = (
         original.get_vocab() == tokenizer.get_vocab() and original.special_tokens_map == tokenizer.special_tokens_map
     )
-    return _copy(source, _TOKENIZER_FILES, folder) if same else []
+    return copy_files(source, TOKENIZER_FILES, folder) if same else []
 
 
-def _copy(source: str, names: Iterable[str], folder: Path) -> list[str]:
+def copy_files(source: str, names: Iterable[str], folder: Path) -> list[str]:
+    """Copies those of the files that a checkpoint has, and that lie in it; returns their names."""
     copied = []
     for name in names:
         found = find_file(source, name)

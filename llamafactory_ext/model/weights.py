@@ -41,7 +41,7 @@ def check_weights(config: Any, source: str | Path, **hub: Any) -> None:
     """
     refuse_hidden_adapter(str(source), **hub)
     found: Shapes = {}
-    for file in _weight_files(source, **hub):
+    for file in weight_files(source, **hub):
         found |= _read_safetensors(file) if file.name.endswith(".safetensors") else _read_pickled(file)
     if not found:  # transformers says that better
         return
@@ -50,7 +50,12 @@ def check_weights(config: Any, source: str | Path, **hub: Any) -> None:
         raise ValueError(f"{source}: config.json and weights differ: " + "; ".join(faults) + ".")
 
 
-def _weight_files(source: str | Path, **hub: Any) -> list[Path]:
+def weight_files(source: str | Path, **hub: Any) -> list[Path]:
+    """Returns the files of weights that transformers takes, in the order of their names; none where there are none.
+
+    Raises:
+        ValueError: an index that is none, or names a file that is not there.
+    """
     for name in _FILES:
         file = find_file(source, name, **hub)
         if file is None:

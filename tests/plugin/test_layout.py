@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("autoload",),
     ("toolbox.session",),
     ("toolbox.pages",),
-    ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate"),
+    ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate", "toolbox.grafting"),
     ("toolbox.demo",),
     ("toolbox.cli",),
     ("__main__",),
