@@ -4,9 +4,9 @@ The second reading shares no code with the package: json, csv, ast and float of 
 """
 
 import ast
+import copy
 import csv
 import io
-import copy
 import json
 import math
 import os
@@ -221,6 +221,9 @@ def walk(value: Any) -> Iterator[Interval]:
         for item in value:
             yield from walk(item)
     elif isinstance(value, dict):
+        value = {"".join(char for char in str(key).lower() if char.isalnum()): one for key, one in value.items()}
+        if str(value.get("type")).strip() == "无异常":  # the normal state
+            return
         if value.get("interval") is not None:
             start, end = value["interval"]
             yield int(start), int(end)
@@ -228,7 +231,7 @@ def walk(value: Any) -> Iterator[Interval]:
             yield int(value["start"]), int(value["end"])
         elif isinstance(value.get("range"), list) and value["range"]:
             yield int(value["range"][0]), int(value["range"][1])
-        yield from walk(value.get("detected_anomalies"))
+        yield from walk(value.get("detectedanomalies"))
 
 
 def second_intervals(answer: Any) -> set[Interval] | None:
