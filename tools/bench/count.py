@@ -1,14 +1,14 @@
-"""Counts what is alive at the peak of a step, tensor by tensor, without computing it, and prints it beside the plan.
+"""Counts what is alive at the peak of a step, tensor by tensor, computing nothing, and prints it beside the plan.
 
 python tools/bench/count.py
 python tools/bench/count.py yaml/2080ti_qlora.yaml layers_without_checkpoints=2 --layers 4 --tokens 1241
 
 Fake tensors stand in for real ones: they have a shape and a storage of some size, and no numbers. Model class, LoRA
 (PEFT), gradient checkpoints (LLaMA-Factory's) and levers are the real ones. 4-bit layers are stood in for: each of
-their products, forward and backward, has its weight written out beside it. All lies on a fake CPU, since autograd asks
-for a card's driver where tensors lie on a card; SDPA saves there what a card's memory-efficient kernel saves; keys and
-values are repeated as on Turing. Not counted: what a kernel takes inside, CUDA's context, the allocator's rounding,
-padded batches, ZeRO. Loading is replayed: weights in the order of their names, as transformers reads them, each
+their products, forward and backward, has its weight written out beside it. All lies on a fake CPU, since autograd
+asks for a card's driver where tensors lie on a card; SDPA saves there what a card's memory-efficient kernel saves, and keys
+and values are repeated as on Turing. Not counted: what a kernel takes inside, CUDA's context, the allocator's
+rounding, padded batches, ZeRO. Loading is replayed: weights in the order of their names, as transformers reads them, each
 quantised before the next is read.
 """
 
@@ -278,7 +278,7 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
 
 
 def count_loading(shape: Shape, settings: Settings) -> Counter[str]:
-    """Returns the bytes alive at the peak while a checkpoint is loaded, by part; nothing has left for CPU memory."""
+    """Returns the bytes alive at the peak while a checkpoint is loaded, by part, nothing in CPU memory yet."""
     alive, kept = Alive(Load(0, 0, 0)), []
     settings = replace(settings, finetuning_type="lora", embedding_on_cpu=False)
     with torch.device("meta"):
@@ -340,9 +340,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a step with it, part by part; default: standard cases")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    parser.add_argument(
-        "--layers", type=int, help="of the decoder; default: the model's, of the standard cases 4 and 48"
-    )
+    parser.add_argument("--layers", type=int, help="of the decoder; default: the model's; standard cases: 4 and 48")
     parser.add_argument("--tokens", type=int, default=1241, help="of the record; default: 1241")
     parser.add_argument("--labels", type=int, default=120, help="tokens of the answer; default: 120")
     parser.add_argument("--patches", type=int, default=625, help="of the series, among the tokens; default: 625")
@@ -363,9 +361,7 @@ def main() -> int:
             complain(f"error: {err}")
             return USAGE
         if settings.zero_stage or settings.quantization_bit == 8:
-            complain(
-                f"error: {given.recipe} has DeepSpeed or 8-bit weights; expected one without, they are not counted"
-            )
+            complain(f"error: {given.recipe} has DeepSpeed or 8-bit weights, which are not counted")
             return USAGE
         shape = replace(shape, layers=given.layers or shape.layers)
         load = Load(given.tokens, given.labels, given.patches)
