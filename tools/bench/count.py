@@ -6,10 +6,10 @@ python tools/bench/count.py yaml/2080ti_qlora.yaml layers_without_checkpoints=2 
 Fake tensors stand in for real ones: they have a shape and a storage of some size, and no numbers. Model class, LoRA
 (PEFT), gradient checkpoints (LLaMA-Factory's) and levers are the real ones. 4-bit layers are stood in for: each of
 their products, forward and backward, has its weight written out beside it. All lies on a fake CPU, since autograd
-asks for a card's driver where tensors lie on a card; SDPA saves there what a card's memory-efficient kernel saves, and keys
-and values are repeated as on Turing. Not counted: what a kernel takes inside, CUDA's context, the allocator's
-rounding, padded batches, ZeRO. Loading is replayed: weights in the order of their names, as transformers reads them, each
-quantised before the next is read.
+asks for a card's driver where tensors lie on a card; SDPA saves there what a card's memory-efficient kernel saves,
+and keys and values are repeated as on Turing. Not counted: what a kernel takes inside, CUDA's context, the
+allocator's rounding, padded batches, ZeRO. Loading is replayed: weights in the order of their names, as
+transformers reads them, each quantised before the next is read.
 """
 
 import argparse
