@@ -1,4 +1,4 @@
-"""The plan against the count of what is alive, 4 layers deep: within three per cent (48: `python tools/bench/count.py`)."""
+"""The plan against the count of what is alive, 4 layers deep, within three per cent; `make bench`: 48."""
 
 import count
 import pytest

@@ -79,10 +79,10 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
 def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
     """Returns the bytes on the device at the peak of loading, by part.
 
-    All weights lie there, or all but the encoder's, which are read last, with one of them as it was read beside what
-    it became; the embedding leaves for CPU memory afterwards. "reserve": a card's allocator keeps the room of what was
-    read, and the encoder may not fit into it; an assumption, not measured. Of ZeRO-3's weights each process has its
-    share only, and that is in a step, too.
+    All weights lie there, or all but the encoder's, read last, with one as it was read beside what it became; the
+    embedding leaves for CPU memory afterwards. "reserve": a card's allocator keeps the room of what was read, and the
+    encoder may not fit into it; an assumption, not measured. Of ZeRO-3's weights each process has its share only, and
+    that is in a step, too.
     """
     context = _CUDA_CONTEXT if settings.device == "cuda" else _INTERPRETER
     if settings.zero_stage == 3:
