@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import Gdsh, annotation, answer
 
+from llamafactory_ext.gdsh import NORMAL_TYPES, normal_types
 from llamafactory_ext.series import describe
 from llamafactory_ext.toolbox.check.inspection import Inspection, inspect
 from llamafactory_ext.toolbox.prepare.options import Options
@@ -24,9 +25,9 @@ def trained(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def checked(data: Gdsh, demo: Path, tmp_path: Path) -> Inspection:
+def checked(data: Gdsh, demo: Path, tmp_path: Path, **options: Any) -> Inspection:
     values = {"model_name_or_path": str(demo / "model"), "template": "chatts", "dataset_dir": str(data.folder)}
-    return inspect(arguments({**values, "cache_dir": str(tmp_path / "cache")}, "a"))
+    return inspect(arguments({**values, "cache_dir": str(tmp_path / "cache")}, "a"), **options)
 
 
 def prepared(data: Gdsh, tmp_path: Path, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -101,6 +102,10 @@ def test_always_saying_normal_scores_nothing() -> None:
     assert (found.scores["labels"]["normal_entries"], found.scores["answers"]["normal_entries"]) == (2, 3)
     assert found.scores["answers"]["strict"] == 3
     assert not any("正常" in name or "无异常" in name for name in found.scores["per_type"])
+    steady = [Prediction(0, prompts[0], entries((0, 99, "steady")), answer())]
+    assert [
+        evaluate(steady, normal=words).scores["event_f1"] for words in (NORMAL_TYPES, normal_types(["Steady"]))
+    ] == [0, 1]
 
 
 @pytest.fixture

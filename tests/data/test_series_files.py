@@ -32,6 +32,7 @@ def test_labels_over_interpolated_rows(
     (finding,) = [one for one in found.findings if one.kind == "filled_labels"]
     assert finding.severity == "fault"
     assert finding.places[0].detail == "[9, 10]: 1 of 2 rows interpolated; [10, 11]: 2 of 2 rows interpolated"
+    assert kinds(checked(filled, demo, tmp_path, allow_filled_labels=True))["filled_labels"] == "notice"
     report, _ = prepared(filled, tmp_path)
     assert not report["done"]
     assert "2 labels lie over interpolated rows" in report["faults"][0]["fault"]

@@ -119,14 +119,14 @@ def remarks(records: Records) -> Iterator[Finding]:
             yield Finding(f"file_{kind}", "notice", f"{len(places)} records {text}", places)
 
 
-def over_filled(records: Records) -> Finding | None:
-    """Labels over rows that were interpolated."""
+def over_filled(records: Records, allowed: bool) -> Finding | None:
+    """Labels over rows that were interpolated: a fault, unless they are `allowed`."""
     places = tuple(
         Place(row, "; ".join(record.filled_labels)) for row, record in usable(records) if record.filled_labels
     )
     text = f"{len(places)} records have labels over interpolated rows: nothing is to be seen there"
     advice = "fill in what was measured, or correct the labels"
-    return Finding("filled_labels", "fault", text, places, advice) if places else None
+    return Finding("filled_labels", "notice" if allowed else "fault", text, places, advice) if places else None
 
 
 def normal(records: Records) -> Finding | None:

@@ -60,8 +60,13 @@ class Inspection:
         return next(iter(read(part, [place])))
 
 
-def inspect(arguments: Arguments, progress: Progress = lambda items, text, count: items) -> Inspection:
+def inspect(
+    arguments: Arguments, progress: Progress = lambda items, text, count: items, allow_filled_labels: bool = False
+) -> Inspection:
     """Reads the data sets and looks for everything that is known to go wrong.
+
+    Arguments:
+        allow_filled_labels: a label over rows that were interpolated is worth a notice only.
 
     Raises:
         CheckError: a file as a whole can't be read.
@@ -88,7 +93,7 @@ def inspect(arguments: Arguments, progress: Progress = lambda items, text, count
         findings.constant(found.records),
         findings.gaps(found.records),
         findings.normal(found.records),
-        findings.over_filled(found.records),
+        findings.over_filled(found.records, allow_filled_labels),
         *findings.remarks(found.records),
         findings.at_border(found.records),
         findings.wide(found.records),

@@ -60,6 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation", metavar="NAME", help="data set that training must not share a series with")
     parser.add_argument("--model", metavar="PATH", help="whose tokenizer is used; default: the recipe's")
     parser.add_argument("--cutoff-len", type=positive, metavar="N", help="default: the recipe's")
+    parser.add_argument("--allow-filled-labels", action="store_true", help="labels over interpolated rows: a notice")
     parser.add_argument("--show", type=int, metavar="N", help="print record N (from 0) as the model sees it")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the series with their labels: DIR/index.html")
     parser.add_argument("--plot-records", type=positive, default=500, metavar="N", help="at most; default: 500")
@@ -85,7 +86,7 @@ def main() -> int:
         given = {"dataset_dir": options.dataset_dir, "model_name_or_path": options.model}
         given["cutoff_len"] = options.cutoff_len
         values |= {key: value for key, value in given.items() if value is not None}
-        found = inspect(arguments(values, options.dataset, options.validation), track)
+        found = inspect(arguments(values, options.dataset, options.validation), track, options.allow_filled_labels)
         if options.show is not None:
             for line in show(found, options.show):
                 say(line)

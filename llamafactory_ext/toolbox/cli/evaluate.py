@@ -13,6 +13,7 @@ from typing import Any
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.files import refuse_foreign, write_whole
+from llamafactory_ext.gdsh import normal_types
 from llamafactory_ext.toolbox.cli.recipes import recipe
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
@@ -89,6 +90,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--salvage", action="store_true", help="take the whole entries of answers that break off (max_new_tokens)"
     )
+    parser.add_argument(
+        "--normal-types", nargs="+", default=[], metavar="TYPE", help="further words for the normal state, no anomaly"
+    )
     parser.add_argument("--history", type=Path, metavar="FILE.jsonl", help="add the scores, and draw those so far")
     parser.add_argument("--name", metavar="TEXT", help="of this run in the history; default: the predictions' folder")
     found = parser.parse_intermixed_args(arguments)
@@ -112,6 +116,7 @@ def main() -> int:
             progress=track,
             names=options.detectors,
             training=_sources(options, options.train) if options.train else None,
+            normal=normal_types(options.normal_types),
         )
     except UsageError as err:
         complain(f"error: {err}")

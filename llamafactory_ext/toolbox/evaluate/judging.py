@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamafactory_ext.gdsh import Anomaly
+from llamafactory_ext.gdsh import NORMAL_TYPES, Anomaly
 from llamafactory_ext.gdsh.events import Counts, Interval, event_counts
 from llamafactory_ext.gdsh.readings import UNREADABLE, Placed, Reading, place, read_answer
 from llamafactory_ext.toolbox.evaluate.detail import heights
@@ -69,19 +69,22 @@ class Case:
         return list(dict.fromkeys(one.type for one in everything))
 
 
-def read_case(prediction: Prediction, salvage: bool) -> Case:
+def read_case(prediction: Prediction, salvage: bool, normal: frozenset[str] = NORMAL_TYPES) -> Case:
     """Read both answers of a line.
+
+    Arguments:
+        normal: types that stand for the normal state, in both of them.
 
     Raises:
         EvaluateError: the label can't be read, so that nothing can be compared with it.
     """
-    label = read_answer(prediction.label)
+    label = read_answer(prediction.label, normal=normal)
     if label.form == UNREADABLE:
         raise EvaluateError(
             f"record {prediction.index}: its label can't be read: {label.problem}"
             + ("; predict with a larger cutoff_len, which cuts labels as well" if label.cut_off else "")
         )
-    length, reading = max(prediction.lengths), read_answer(prediction.predict, salvage)
+    length, reading = max(prediction.lengths), read_answer(prediction.predict, salvage, normal)
     return Case(length, reading, label.normal, place(label.anomalies, length), place(reading.anomalies, length))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from llamafactory_ext.gdsh import NORMAL_TYPES
 from llamafactory_ext.gdsh.events import Interval
 from llamafactory_ext.gdsh.readings import STRICT, place, read_answer
 from llamafactory_ext.plugin.versions import version
@@ -54,6 +55,7 @@ def evaluate(
     progress: Progress = lambda items, text, count: items,
     names: Sequence[str] | None = detectors.RULES,
     training: Sequence[Source] | None = None,
+    normal: frozenset[str] = NORMAL_TYPES,
 ) -> Evaluation:
     """Score predictions; with `sources`, the records of their data set, `detectors` have series to read.
 
@@ -62,6 +64,7 @@ def evaluate(
         salvage: take the whole entries of answers that break off.
         names: of the detectors; None: not even random intervals.
         training: records of other data, to choose the detectors' thresholds on.
+        normal: types that stand for the normal state.
 
     Raises:
         EvaluateError: predictions and data set do not belong together, or a label can't be read, or there is none.
@@ -78,7 +81,7 @@ def evaluate(
     unlabelled = len(predictions) - len(kept)
     predictions = [predictions[place] for place in kept]
     sources = [sources[place] for place in kept] if sources is not None else None
-    cases = [read_case(one, salvage) for one in predictions]
+    cases = [read_case(one, salvage, normal) for one in predictions]
     found = [judge(case) for case in progress(cases, "scoring", len(cases))]
     chosen = dict.fromkeys(names or (), 0.0)
     if sources is not None:
