@@ -78,6 +78,14 @@ class ChatTSMixin:
             kwargs["quantization_config"] = quantization_config
         return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
+    def load_custom_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """There is none: code that came with a checkpoint is not run; transformers 4.57 would run it without trust.
+
+        Raises:
+            OSError: always, which is upstream's word for "this checkpoint has none".
+        """
+        raise OSError("`custom_generate` is not supported: code that came with a checkpoint is not run")
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As upstream's; the files that the published ``auto_map`` names are copied along, for its loaders."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]

@@ -219,7 +219,7 @@ def test_a_tokenizer_of_its_own_code(auto_map: Any, unknown: bool, model: Path, 
     if unknown:
         change(model, "tokenizer_config.json", tokenizer_class="EvilTokenizer")
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\nclass T: pass\n")
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, TypeError):  # TypeError: transformers 4.57, of a null
         load(model)
     assert not (tmp_path / "executed").exists()
 
