@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before its modules are imported: no test a
 CLI = str(Path(sys.executable).with_name("llamafactory-cli"))
 USER = "<image>\n请找出异常区间，用JSON回答。"
 NOTHING_FOUND = '{"status":"success","detected_anomalies":[]}'
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_stays() -> Iterator[None]:
+    """A command in a test's process silences the training stack through the environment, which later runs inherit."""
+    before = dict(os.environ)
+    yield
+    for key in os.environ.keys() - before.keys():
+        del os.environ[key]
+    os.environ.update(before)
 
 
 def answer(*intervals: tuple[int, int], kind: str = "点异常") -> str:
