@@ -5,14 +5,12 @@ llamafactory-ext import timeseries --labels windows:combined_windows.json --out 
 """
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, print_table, progress, say
+from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, print_table, say, track
 from llamafactory_ext.toolbox.importing.labels import Choice
 from llamafactory_ext.toolbox.importing.layout import PROMPTS
 from llamafactory_ext.toolbox.importing.pipeline import KINDS, Options, Report, import_data
@@ -71,7 +69,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     given = parse()
     try:
-        report = import_data(_options(given), _track)
+        report = import_data(_options(given), track)
     except UsageError as err:
         complain(f"error: {err}")
         return USAGE
@@ -132,8 +130,3 @@ def _show(report: Report) -> None:
     rows += [(f"column not used: {name}", count) for name, count in report.unused_columns.items()]
     rows += [(f"agreement of {who}", ratio) for who, ratio in report.agreement.items()]
     print_table("Import", ("", "number"), rows)
-
-
-def _track(items: Iterable[Any], text: str, count: int) -> Iterable[Any]:
-    with progress() as bars:
-        yield from bars.track(items, total=count, description=text)

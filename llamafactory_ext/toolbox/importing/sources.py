@@ -11,7 +11,7 @@ import pandas as pd
 
 from llamafactory_ext.errors import GdshError, excerpt
 
-from .times import looks_like_time
+from .times import is_number, looks_like_time
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt", ".txt.gz", ".xlsx", ".parquet")
@@ -175,7 +175,7 @@ def _csv(path: Path) -> pd.DataFrame:
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise GdshError("is empty; expected a header and rows")
-    if all(_is_number(line) for line in lines[:5]):  # one value a line and no header, as UCR's archive has it
+    if all(is_number(line) for line in lines[:5]):  # one value a line and no header, as UCR's archive has it
         return pd.read_csv(path, header=None, names=["value"], encoding=encoding, compression=packed)
     skipped = 1 if lines[0].lower().startswith("sep=") else 0
     mark = lines[0][4:5] if skipped else max(";\t,|", key=lines[0].count)
@@ -247,14 +247,6 @@ def _is_flag(cells: pd.Series) -> bool:
 def _is_row_number(cells: pd.Series, name: str) -> bool:
     unnamed = not name.strip() or name.startswith("Unnamed:") or name.strip().lower() in ("index", "idx", "序号")
     return unnamed and pd.api.types.is_integer_dtype(cells) and bool((cells.diff().dropna() == 1).all())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _at(frame: pd.DataFrame, name: str) -> pd.Series | None:

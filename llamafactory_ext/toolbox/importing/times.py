@@ -124,7 +124,7 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
         GdshError: dates that can be read in two ways, or an axis that runs backwards.
     """
     column = cells if isinstance(cells, pd.Series) else pd.Series(cells, dtype=object)
-    if not pd.api.types.is_numeric_dtype(column) and _is_number(column.iloc[0]):
+    if not pd.api.types.is_numeric_dtype(column) and is_number(column.iloc[0]):
         column = pd.to_numeric(column, errors="coerce")
     if pd.api.types.is_numeric_dtype(column):
         axis = None if column.isna().any() else _epoch(column.to_numpy(dtype=np.float64, na_value=np.nan))
@@ -216,7 +216,8 @@ def _axis(parsed: pd.Series, rule: str, timezone: str | None, zoned: bool = Fals
     return Axis(parsed.astype("datetime64[ns]").astype("int64").to_numpy(), "time", zoned, timezone, rule)
 
 
-def _is_number(cell: object) -> bool:
+def is_number(cell: object) -> bool:
+    """True where Python reads a cell as a number."""
     try:
         float(str(cell))
     except ValueError:
