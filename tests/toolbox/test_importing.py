@@ -20,12 +20,22 @@ from hypothesis import strategies as st
 from llamafactory_ext.errors import GdshError, UsageError
 from llamafactory_ext.gdsh import read_series
 from llamafactory_ext.toolbox.cli import import_, labels
+from llamafactory_ext.toolbox.importing import large
 from llamafactory_ext.toolbox.importing.labels import runs
 from llamafactory_ext.toolbox.importing.times import read_axis
 
 
 START = datetime(2025, 1, 1)
 ROWS = 60
+
+
+@pytest.fixture(params=["whole", "in pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Tables are read whole, or as those of a gigabyte are, seven rows at a time."""
+    if request.param != "whole":
+        monkeypatch.setattr(large, "LARGE", 0)
+        monkeypatch.setattr(large, "_PIECE", 7)
+    return str(request.param)
 
 
 def at(row: int) -> str:
@@ -185,6 +195,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.usefixtures("pieces")
 def test_labels_are_on_the_rows_of_the_anomaly(form: Callable[[Path], str], tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -194,6 +205,7 @@ def test_labels_are_on_the_rows_of_the_anomaly(form: Callable[[Path], str], tmp_
     assert written(out) == {"A.PV": [[*rows_of_peak(out, "A.PV"), "点异常"]]}
 
 
+@pytest.mark.usefixtures("pieces")
 def test_ucr_counts_rows_from_one(tmp_path: Path) -> None:
     values = [100.0 if 40 <= row <= 44 else 0.0 for row in range(ROWS)]
     path = tmp_path / "in" / "001_UCR_Anomaly_Made_20_41_45.txt"
@@ -203,6 +215,7 @@ def test_ucr_counts_rows_from_one(tmp_path: Path) -> None:
     assert written(tmp_path / "out") == {path.stem: [[*rows_of_peak(tmp_path / "out", path.stem), "异常"]]}
 
 
+@pytest.mark.usefixtures("pieces")
 def test_a_column_a_sensor_and_a_long_table(tmp_path: Path) -> None:
     wide, long = tmp_path / "wide", tmp_path / "long"
     times = [at(row) for row in range(4)]
@@ -352,7 +365,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named_and_nothing_is_written(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, pieces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, words, said = BAD[case]
     source = tmp_path / "in"
@@ -362,6 +375,31 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_tag_that_comes_late_is_no_row_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("LARGE", 0), ("_PIECE", 3), ("_LOOKED_AT", 4)):
+        monkeypatch.setattr(large, name, value)
+    rows = [(at(row % 5), "AB"[row // 5], row) for row in range(10)]
+    (tmp_path / "in").mkdir()
+    pd.DataFrame(rows, columns=["time", "tag", "value"]).to_csv(tmp_path / "in" / "e.csv", index=False)
+    words = (tmp_path / "in", "--labels", "none", "--out", tmp_path / "out")
+    assert run(*words) == 1
+    assert "the column 'tag' has 'A' in its first rows and 'B' in row 5; if it names" in capsys.readouterr().err
+    assert run(*words, "--tag-column", "tag") == 0
+    found = {path.stem: read_series(path).values.tolist() for path in tmp_path.glob("out/timeseries/*/*.csv")}
+    assert found == {"A": [0, 1, 2, 3, 4], "B": [5, 6, 7, 8, 9]}
+
+
+@pytest.mark.usefixtures("pieces")
+def test_a_tag_is_no_path(tmp_path: Path) -> None:
+    rows = [(at(row), tag, row) for row in range(3) for tag in ("../../A", "B/C")]
+    (tmp_path / "in").mkdir()
+    pd.DataFrame(rows, columns=["time", "tag", "value"]).to_csv(tmp_path / "in" / "e.csv", index=False)
+    assert run(tmp_path / "in", "--labels", "none", "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in tmp_path.rglob("*.csv")) == [".._.._A.csv", "B_C.csv", "e.csv"]
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .sources import Table, stem
 
 
 _UPLOAD = re.compile(r"^[0-9a-f]{6,12}-")
-_UCR = re.compile(r"_(\d+)_(\d+)_(\d+)$")
+UCR = re.compile(r"_(\d+)_(\d+)_(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def from_names(tables: Iterable[Table], kind: str) -> Labels:
     """UCR's archive: ``…_TRAIN_START_END.txt``, the anomaly's first and last row counted from 1."""
     found = Labels("ucr")
     for table in tables:
-        match = _UCR.search(stem(table.file))
+        match = UCR.search(stem(table.file))
         if not match:
             raise GdshError(
                 f"{table.file}: its name does not end with _TRAIN_START_END, as UCR's do; choose other --labels"
@@ -194,22 +194,34 @@ def runs(cells: pd.Series, kind: str) -> list[Label]:
     Raises:
         GdshError: the column holds numbers besides 0 and 1.
     """
-    if pd.api.types.is_numeric_dtype(cells) and bool(cells.isin((0, 1)).all()):
-        codes, names = cells.to_numpy(dtype=np.int64), ["0", "1"]
-    else:
-        plain = {"0.0": "0", "1.0": "1", "": "0", "False": "0", "True": "1"}
-        codes, names = pd.factorize(cells.fillna("0").astype(str).str.strip().replace(plain))
-    odd = sorted(one for one in set(names) - {"0", "1"} if re.fullmatch(r"[-+.\d]+", one))
-    if odd:
-        raise GdshError(f"the column of labels holds {', '.join(odd[:5])}; expected 0 and 1, or the names of types")
-    ends = np.flatnonzero(np.diff(codes, append=-1))
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    codes, names = _codes(cells)
+    starts = np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])
+    ends = np.append(starts[1:], len(codes)) - 1
     found = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         name = names[codes[start]]
         if name != "0":
             found.append(Label(start, end, kind if name == "1" else name, in_rows=True))
     return found
+
+
+def plain_marks(cells: pd.Series) -> pd.Series:
+    """Returns the cells of a column of labels as text, one for each meaning: ``0``, ``1`` or a type."""
+    meant = {"0.0": "0", "1.0": "1", "": "0", "False": "0", "True": "1"}
+    return cells.fillna("0").astype(str).str.strip().replace(meant)
+
+
+def _codes(cells: pd.Series) -> tuple[Any, list[str]]:
+    if isinstance(cells.dtype, pd.CategoricalDtype):  # plain already
+        codes, names = cells.cat.codes.to_numpy(), list(cells.cat.categories)
+    elif pd.api.types.is_numeric_dtype(cells) and bool(cells.isin((0, 1)).all()):
+        return cells.to_numpy(dtype=np.int64), ["0", "1"]
+    else:
+        codes, names = pd.factorize(plain_marks(cells))
+    odd = sorted(one for one in set(names) - {"0", "1"} if re.fullmatch(r"[-+.\d]+", one))
+    if odd:
+        raise GdshError(f"the column of labels holds {', '.join(odd[:5])}; expected 0 and 1, or the names of types")
+    return codes, list(names)
 
 
 def _base(name: str) -> str:

@@ -36,15 +36,17 @@ class Labelled:
     record: Mapping[str, Any]
 
 
-def write_series(table: Table, path: Path) -> None:
-    """Writes a series as CSV, the cells of its time column as they were."""
+def write_series(table: Table, path: Path, begin: bool = True) -> None:
+    """Writes a series as CSV, the cells of its time column as they were; without `begin`, below what is there."""
     columns: dict[str, Any] = {}
     if table.time is not None:
         columns["time"] = _texts(table.time)
     numeric = pd.api.types.is_numeric_dtype(table.values)
     columns["value"] = pa.array(table.values, from_pandas=True) if numeric else _texts(table.values)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrow_csv.write_csv(pa.table(columns), path, arrow_csv.WriteOptions(quoting_style="needed"))
+    options = arrow_csv.WriteOptions(quoting_style="needed", include_header=begin)
+    with path.open("wb" if begin else "ab") as file:
+        arrow_csv.write_csv(pa.table(columns), file, options)
 
 
 def make_record(name: str, prompt: str, anomalies: Sequence[Anomaly] | None, **more: Any) -> dict[str, Any]:

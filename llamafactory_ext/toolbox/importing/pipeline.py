@@ -17,6 +17,7 @@ from llamafactory_ext.gdsh.records import read_records
 
 from . import labels as forms
 from .labels import Choice, Label, Labels
+from .large import Dates, copy_tables, is_large
 from .layout import PROMPTS, make_record, write_records, write_series
 from .sources import Reading, Table, read_tables, refuse_equal_names, stem, table_files
 from .times import Axis, read_axis
@@ -160,7 +161,7 @@ def _look(options: Options, files: Sequence[Path]) -> Spec:
             if path.name != "dataset_info.json" and not path.name.endswith("report.json"):
                 found.setdefault(forms.kind_of(forms.read_json(path)), []).append(path)
     found.pop("", None)
-    if files and all(forms._UCR.search(stem(one)) and "UCR" in one.name for one in files):
+    if files and all(forms.UCR.search(stem(one)) and "UCR" in one.name for one in files):
         found["ucr"] = list(files)
     elif files and any(table.label is not None for table in _first(files[0], options)):
         found["column"] = [files[0]]
@@ -193,16 +194,23 @@ def _records(
     if spec.kind == "column" and options.labels.startswith("column:"):
         how = replace(how, label_column=options.labels.partition(":")[2])
     seen: list[tuple[str, Path]] = []
+    copied, dates = folder.parent / "copied", Dates(options.dates.replace("-", " "), options.timezone)
     for path in progress(files, "importing", len(files)):
         try:
-            for table in read_tables(path, how):
+            large = is_large(path)
+            for table in copy_tables(path, how, copied, dates) if large else read_tables(path, how):
                 seen.append((table.name, path))
                 refuse_equal_names(seen)
                 report.unused_columns.update(table.unused)
                 record = _record(table, options, spec, report)
-                if record is not None:
+                if record is None:
+                    continue
+                if large:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (copied / f"{table.name}.csv").rename(folder / f"{table.name}.csv")
+                else:
                     write_series(table, folder / f"{table.name}.csv")
-                    yield record
+                yield record
         except GdshError as err:
             report.faults.append(str(err) if str(path) in str(err) else f"{path}: {err}")
 
@@ -211,12 +219,12 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     """Returns the record of one series; None where it is left out, which the report says."""
     source = {"source": table.file.name} | ({"column": table.column} if table.column else {})
     source |= {"round": options.round} if options.round else {}
-    axis = None
-    if table.time is not None:
-        order = options.dates.replace("-", " ")
-        axis = read_axis(table.time.reset_index(drop=True), order, options.timezone)
+    axis = table.axis
+    if axis is None and table.time is not None:
+        axis = read_axis(table.time.reset_index(drop=True), options.dates.replace("-", " "), options.timezone)
         if axis is None:
             raise GdshError(f"the column of times {table.time.name!r} has cells that are no times; correct them")
+    if axis is not None:
         report.axes[axis.rule] += 1
     if spec.kind == "none":
         report.series += 1
@@ -248,7 +256,7 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
 
 def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Options, report: Report) -> list[Anomaly]:
     """Returns the labels on rows of the series, sorted, each once."""
-    rows = len(table.values)
+    rows = table.count
     placed: dict[tuple[int, int, str], Anomaly] = {}
     for label in found:
         where = f"{table.file}: series {table.name!r}"

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pandas as pd
 
 from llamafactory_ext.errors import GdshError, excerpt
 
-from .times import is_number, looks_like_time
+from .times import Axis, is_number, looks_like_time
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt", ".txt.gz", ".xlsx", ".parquet")
@@ -74,8 +75,27 @@ class Table:
     column: str = ""
     unused: tuple[str, ...] = ()
     """Columns of the file that nothing was taken from."""
-    rows: Any = field(default=None, repr=False)
-    """Rows of a long table that are this series'; None for all."""
+    axis: Axis | None = field(default=None, repr=False)
+    """Its times, where they were read with it."""
+    count: int = -1
+    """How many rows it has: those of `values`, but for a series that was never held whole."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            self.count = len(self.values)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are; empty where there is none."""
+
+    time: str
+    tag: str
+    label: str
+    series: tuple[str, ...]
+    unused: tuple[str, ...]
+    perhaps_tags: tuple[str, ...] = ()
+    """Columns called as tags are, which held only one in what was looked at."""
 
 
 def table_files(paths: Iterable[Path]) -> list[Path]:
@@ -116,6 +136,24 @@ def read_tables(path: Path, how: Reading) -> Iterator[Table]:
     frame = _frame(path)
     if frame.empty:
         raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
+    found = find_columns(frame, how)
+    for column in found.series:
+        if found.tag:
+            for one, rows in frame.groupby(found.tag, sort=False).groups.items():
+                part = frame.loc[rows]
+                time, label = _at(part, found.time), _at(part, found.label)
+                yield Table(safe_name(str(one)), path, part[column], time, label, column, found.unused)
+        else:
+            time, label = _at(frame, found.time), _at(frame, found.label)
+            yield Table(series_name(path, column, found, how), path, frame[column], time, label, column, found.unused)
+
+
+def find_columns(frame: pd.DataFrame, how: Reading) -> Columns:
+    """Finds out what the columns of a table are.
+
+    Raises:
+        GdshError: one that `how` names is not there, or none can be a series.
+    """
     names = [str(name) for name in frame.columns]
     time = _named(names, how.time_column, "--time-column") or next(
         (name for name in names if looks_like_time(name, frame[name].head(20))), ""
@@ -127,14 +165,14 @@ def read_tables(path: Path, how: Reading) -> Iterator[Table]:
     rest = [name for name in names if name not in (time, tag, label)]
     chosen = _value_columns(frame, rest, how)
     unused = tuple(name for name in rest if name not in chosen and not _is_row_number(frame[name], name))
-    for column in chosen:
-        if tag:
-            for one, rows in frame.groupby(tag, sort=False).groups.items():
-                part = frame.loc[rows]
-                yield Table(str(one), path, part[column], _at(part, time), _at(part, label), column, unused, rows)
-        else:
-            name = stem(path) if len(chosen) == 1 else f"{stem(path)}_{column}" if how.names == "file" else column
-            yield Table(_safe(name), path, frame[column], _at(frame, time), _at(frame, label), column, unused)
+    called = tuple(name for name in rest if name.strip().lower() in _TAGS and name not in chosen)
+    return Columns(time, tag, label, tuple(chosen), unused, called)
+
+
+def series_name(path: Path, column: str, found: Columns, how: Reading) -> str:
+    """Returns the name of a series that has a column to itself."""
+    several = len(found.series) > 1
+    return safe_name(stem(path) if not several else f"{stem(path)}_{column}" if how.names == "file" else column)
 
 
 def refuse_equal_names(tables: Iterable[tuple[str, Path]]) -> None:
@@ -152,13 +190,20 @@ def refuse_equal_names(tables: Iterable[tuple[str, Path]]) -> None:
 
 def _frame(path: Path) -> pd.DataFrame:
     lower = path.name.lower()
-    try:
+    with reading():
         if lower.endswith(".parquet"):
             frame = pd.read_parquet(path)
             return frame.reset_index() if frame.index.name else frame
         if lower.endswith(".xlsx"):
             return pd.read_excel(path)
         return _csv(path)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raises GdshError instead of what pandas raises about a table."""
+    try:
+        yield
     except GdshError:
         raise
     except ImportError as err:
@@ -170,19 +215,27 @@ def _frame(path: Path) -> pd.DataFrame:
 
 
 def _csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, **csv_options(path), low_memory=False)
+
+
+def csv_options(path: Path) -> dict[str, Any]:
+    """Returns how pandas is to read a text table: its separator, encoding and packing.
+
+    Raises:
+        GdshError: it is empty or no text.
+    """
     packed = "gzip" if path.name.lower().endswith(".gz") else None
     encoding, head = _head(path, packed)
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise GdshError("is empty; expected a header and rows")
+    options: dict[str, Any] = {"encoding": encoding, "compression": packed}
     if all(is_number(line) for line in lines[:5]):  # one value a line and no header, as UCR's archive has it
-        return pd.read_csv(path, header=None, names=["value"], encoding=encoding, compression=packed)
+        return options | {"header": None, "names": ["value"]}
     skipped = 1 if lines[0].lower().startswith("sep=") else 0
     mark = lines[0][4:5] if skipped else max(";\t,|", key=lines[0].count)
-    return pd.read_csv(
-        path, sep=mark, skiprows=skipped, encoding=encoding, compression=packed, skipinitialspace=True,
-        keep_default_na=False, na_values=[""], low_memory=False,
-    )  # fmt: skip
+    options |= {"sep": mark, "skiprows": skipped, "skipinitialspace": True}
+    return options | {"keep_default_na": False, "na_values": [""]}
 
 
 def _head(path: Path, packed: str | None) -> tuple[str, str]:
@@ -253,6 +306,6 @@ def _at(frame: pd.DataFrame, name: str) -> pd.Series | None:
     return frame[name] if name else None
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name that can be a file's on any system."""
     return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).strip() or "series"
