@@ -29,6 +29,8 @@ class Row:
     duplicates: int = 0
     normal: int = 0
     renamed: int = 0
+    round: str = ""
+    """Which round of corrections it comes from, where the record says so."""
 
     def as_dict(self, role_tag: str, content_tag: str) -> dict[str, object]:
         """The record in plain types, the same ones for every record, to be written as a line of JSON."""
@@ -77,7 +79,7 @@ def read_annotations(
         row = Row(index)
         try:
             row = replace(row, pictures=_pictures(record, images))
-            row = replace(row, system=_system(record, system))
+            row = replace(row, system=_system(record, system), round=_round(record))
             turns, answers = _turns(record, messages, role_tag, content_tag, assistant_tag, normal)
             row = replace(
                 row,
@@ -132,6 +134,11 @@ def _system(record: object, system: str | None) -> str:
     text = _text(prompt, repr(system))
     refuse_control_tokens(text)
     return text
+
+
+def _round(record: object) -> str:
+    found = record.get("round") if isinstance(record, dict) else None
+    return str(found) if isinstance(found, (str, int)) else ""
 
 
 def _object(value: object, name: str) -> Mapping[str, object]:

@@ -66,6 +66,43 @@ def test_python_literals_become_json_and_the_rest_stays(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "again.jsonl") == found
 
 
+def test_the_golden_set_is_not_trained_on(tmp_path: Path) -> None:
+    """By values, whole or in part; by name, since the golden set's may be thinned; and it is said how many."""
+    rng = np.random.default_rng(0)
+    a, b, c, d = (np.cumsum(rng.normal(size=300)).round(3).tolist() for _ in range(4))
+    write(tmp_path / "golden.jsonl", [line(reply(), a, name="A"), line(reply(), b[::3], name="B")])
+    records = [
+        line(reply(entry(0, 1)), a[100:], name="A, another export"),
+        line(reply(entry(0, 1)), b, name="B"),
+        line(reply(entry(0, 1)), c, name="C"),
+        line(reply(entry(0, 1)), [*d, *d], name="A and more"),
+    ]
+    write(tmp_path / "in.jsonl", records)
+    words = ("--golden", "golden.jsonl", "--out", "out.jsonl", "--report", "r.json")
+    done = run_tool(tmp_path / "in.jsonl", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [one["name"] for one in read_lines(tmp_path / "out.jsonl")] == ["C", "A and more"]
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    check_accounts(report)
+    assert report["records"]["dropped"] == {"series of the golden set": 2}
+    assert "series of the golden set" in done.stdout
+    (tmp_path / "golden.jsonl").write_text('{"input": "<ts><ts/>"}\n', encoding="utf-8")
+    done = run_tool(tmp_path / "in.jsonl", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "golden.jsonl: record 0: the record has no 'output'" in " ".join(done.stderr.split())
+
+
+def test_a_round_of_corrections_stays_with_its_records(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    values = [[float(place % (5 + which)) for place in range(40)] for which in range(2)]
+    records = [record("A", reply(entry(0, 1))), record("B", reply(entry(2, 3)))]
+    write_data(data, {"plant": [records[0] | {"round": "2"}, records[1]]}, {"A": values[0], "B": values[1]})
+    prepare(Options(data, out=tmp_path / "o.jsonl", annotations=tmp_path / "a.json"))
+    assert [one["round"] for one in read_lines(tmp_path / "o.jsonl")] == ["2", ""]
+    again = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert [one.get("round") for one in again] == ["2", None]
+
+
 def test_overlapping_windows_stay_on_one_side(tmp_path: Path) -> None:
     """Windows of 256 points each 64 rows, without names: neighbours share most values, the ends of a series none."""
     rng = np.random.default_rng(0)

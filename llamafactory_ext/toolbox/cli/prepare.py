@@ -104,6 +104,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="put so much aside for validation, in FILE_val beside each FILE: by series, never one on both sides, nor "
         "windows of one that overlap; types of anomalies are spread over both",
     )
+    add(
+        "--golden",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="ChatTS records that models are compared by: what is of their sensors, by name or by values, is left out",
+    )
     add("--seed", type=int, default=0, help="another one, another split; default: 0")
     add = parser.add_argument_group("shorter series (--out only)").add_argument
     add(

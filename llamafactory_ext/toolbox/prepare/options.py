@@ -36,6 +36,8 @@ class Options:
     max_answer_chars: int | None = None
     drop_answers_with: tuple[str, ...] = ()
     drop_faulty: bool = False
+    golden: Path | None = None
+    """ChatTS records that models are compared by: their series are in no output."""
     split: float | None = None
     seed: int = 0
     workers: int = 1
@@ -102,6 +104,8 @@ def _check_files(options: Options) -> None:
             "no data: name ROOT, the folder with json/ and timeseries/, or a file of ChatTS records, or both --json "
             "and --series"
         )
+    if options.golden and not options.golden.is_file():
+        raise UsageError(f"--golden {str(options.golden)!r} is no file; expected ChatTS records")
     written = [*options.outputs.values(), options.report, options.register]
     taken: dict[Path, Path] = {}
     for path in (path for path in written if path):

@@ -19,8 +19,9 @@ from llamafactory_ext.gdsh import GdshError
 
 from .options import Options, PrepareError, check_options
 from .outputs import Outputs
-from .points import prepare_batch
+from .points import golden_keys, prepare_batch
 from .reading import Spool, read_all, spooling
+from .records import SYSTEM
 from .registering import alone, check_registry, draft_registry
 from .report import Tally, failed_report, make_report
 from .sources import Sources, find_sources
@@ -57,6 +58,8 @@ def prepare(options: Options, progress: Progress = lambda done, total: None) -> 
 def _prepare(options: Options, progress: Progress) -> dict[str, Any]:
     sources = find_sources(options)
     check_registry(options, sources.folder)
+    if options.golden:
+        golden_keys(options.golden)  # what is wrong with it is said first, and once
     tally = Tally()
     with spooling() as spool:
         read_all(spool, sources, options)
@@ -89,7 +92,7 @@ def _finish(spool: Spool, tally: Tally, outputs: Outputs, sources: Sources, opti
         raise PrepareError(_nothing_left(spool, tally))
     outputs.finish()
     with alone(options.register):
-        registered = draft_registry(outputs.drafts, options, sources.folder, spool.with_system)
+        registered = draft_registry(outputs.drafts, options, sources.folder, SYSTEM in spool.texts)
         report = make_report(options, spool, tally, outputs.written, outputs.split, registered)
         if options.report:
             outputs.drafts.write_json(options.report, report)
@@ -126,22 +129,22 @@ def _prepare_points(spool: Spool, options: Options) -> Iterator[tuple[int, Tally
     try:
         if options.workers == 1 or len(spool.points) < _FEW:
             for batch in batches:
-                yield len(batch), prepare_batch(batch, options, spool.with_system)
+                yield len(batch), prepare_batch(batch, options, frozenset(spool.texts))
         else:
-            yield from _side_by_side(batches, options, spool.with_system)
+            yield from _side_by_side(batches, options, frozenset(spool.texts))
     except MemoryError as error:
         raise PrepareError("memory ran out; try fewer --workers, or --max-points") from error
 
 
 def _side_by_side(
-    batches: Iterator[list[list[bytes]]], options: Options, with_system: bool
+    batches: Iterator[list[list[bytes]]], options: Options, texts: frozenset[str]
 ) -> Iterator[tuple[int, Tally]]:
     waiting: deque[tuple[int, Future[Tally]]] = deque()
     pool = ProcessPoolExecutor(options.workers, initializer=_leave_signals)
     try:
         # Two batches a worker: one that it works on, and the next one ready. More would only fill memory.
         for batch in batches:
-            waiting.append((len(batch), pool.submit(prepare_batch, batch, options, with_system)))
+            waiting.append((len(batch), pool.submit(prepare_batch, batch, options, texts)))
             if len(waiting) >= 2 * options.workers:
                 count, future = waiting.popleft()
                 yield count, future.result()

@@ -8,6 +8,8 @@ import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -15,27 +17,28 @@ import orjson
 from llamafactory_ext.data.formats.chatts import NAME
 from llamafactory_ext.gdsh import Anomaly, GdshError, Series, read_series, show_pictures, write_answer
 from llamafactory_ext.gdsh.prompts import IMAGE, MARKER
+from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
 from .origin import Origin, find_origin
-from .records import CHATTS_COLUMNS, SYSTEM, Record, fault_of
+from .records import CHATTS_COLUMNS, SYSTEM, Record, fault_of, read_chatts
 from .report import Line, Tally
 from .resampling import Floats, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
 from .samples import Sample, merge_samples, read_sample, without_equals
 from .splitting import Keys, series_keys, text_key
 
 
-def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, with_system: bool) -> Tally:
+def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, texts: frozenset[str]) -> Tally:
     """Prepare some points, each given as its pickled records."""
     tally = Tally()
     for point in points:
-        done = prepare_point([pickle.loads(record) for record in point], options, with_system)
+        done = prepare_point([pickle.loads(record) for record in point], options, texts)
         tally.add(done)
         tally.lines += done.lines
     return tally
 
 
-def prepare_point(records: Sequence[Record], options: Options, with_system: bool) -> Tally:
+def prepare_point(records: Sequence[Record], options: Options, texts: frozenset[str]) -> Tally:
     """Read, check, merge, resample and write the records of one point; their faults are in the tally."""
     tally = Tally()
     try:
@@ -43,6 +46,10 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
         series = [one.values for one in read]
     except GdshError as error:
         tally.faults += [fault_of(record, error) for record in records]
+        return tally
+    keys = _keys(records, series) if options.split is not None or options.golden else np.zeros(0, dtype=np.uint64)
+    if options.golden and _is_golden(records, keys, options.golden):
+        tally.counts["golden"] += len(records)
         return tally
     samples = []
     for record in records:
@@ -52,7 +59,6 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
             tally.faults.append(fault_of(record, error))
     if len(samples) > 1 and options.merge_points:
         samples = [merge_samples(samples, tally)]
-    keys = _keys(records, series) if options.split is not None else np.zeros(0, dtype=np.uint64)
     longest = max(map(len, series))
     origin = records[0].origin or find_origin(records[0].series[0], longest)
     for sample in samples:
@@ -60,7 +66,7 @@ def prepare_point(records: Sequence[Record], options: Options, with_system: bool
         for start, stop, anomalies in _windows(sample.anomalies, longest, options, tally.counts):
             part = [values[start:stop] for values in series]
             there = origin.at(slice(start, stop))
-            line = _write(replace(sample, anomalies=anomalies), part, there, options, with_system, tally)
+            line = _write(replace(sample, anomalies=anomalies), part, there, options, texts, tally)
             tally.lines.append(replace(line, keys=keys))
     return tally
 
@@ -87,6 +93,31 @@ def _keys(records: Sequence[Record], series: list[Floats]) -> Keys:
     return np.concatenate([np.array(sorted(names), dtype=np.uint64), *map(series_keys, series)])
 
 
+def _is_golden(records: Sequence[Record], keys: Keys, path: Path) -> bool:
+    known, names = golden_keys(path)
+    return bool(np.isin(keys, known).any()) or any(record.name in names for record in records)
+
+
+@cache
+def golden_keys(path: Path) -> tuple[Keys, frozenset[str]]:
+    """What the series of a golden set are known by: the keys of their values, and their sensors' names.
+
+    Names, since a golden set may hold thinned series, whose values are others'.
+
+    Raises:
+        GdshError: it holds something else than ChatTS records with series.
+    """
+    keys, names = [np.zeros(0, dtype=np.uint64)], set()
+    for index, fields in enumerate(read_records(path)):
+        try:
+            record = read_chatts(fields, path, index)
+        except ValueError as error:  # GdshError or SeriesError
+            raise GdshError(f"{path}: record {index}: {error}") from error
+        keys += map(series_keys, record.values)
+        names |= {record.name} - {""}
+    return np.unique(np.concatenate(keys)), frozenset(names)
+
+
 def _windows(
     anomalies: list[Anomaly], length: int, options: Options, counts: Counter[str]
 ) -> list[tuple[int, int, list[Anomaly]]]:
@@ -107,7 +138,7 @@ def _write(
     series: list[Floats],
     origin: Origin,
     options: Options,
-    with_system: bool,
+    texts: frozenset[str],
     tally: Tally,
 ) -> Line:
     """Thin a sample where asked for, and write it; `origin` is that of its points."""
@@ -134,14 +165,14 @@ def _write(
     tally.interval_lengths.update(anomaly.end - anomaly.start + 1 for anomaly in anomalies)
     tally.series_lengths.update(map(len, series))
     return Line(
-        chatts=chatts_line(sample, text, series, origin, with_system) if options.out else b"",
-        gdsh=gdsh_line(record.images, sample.prompt, text, record.system) if options.annotations else b"",
+        chatts=chatts_line(sample, text, series, origin, texts) if options.out else b"",
+        gdsh=gdsh_line(record, sample.prompt, text) if options.annotations else b"",
         keys=np.zeros(0, dtype=np.uint64),
         types=tuple(anomaly.type for anomaly in anomalies),
     )
 
 
-def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], origin: Origin, with_system: bool) -> bytes:
+def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], origin: Origin, texts: frozenset[str]) -> bytes:
     """Write a ChatTS record; numbers are floats in their shortest form that reads back to the same.
 
     Args:
@@ -149,11 +180,12 @@ def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], origin: O
         answer: JSON text.
         series: each of shape (rows,), finite.
         origin: of the points.
-        with_system: whether there is a column for system texts: all records of a file must have the same.
+        texts: further columns of texts, `SYSTEM` or `ROUND`: all records of a file must have the same.
     """
     record: dict[str, object] = dict(zip(CHATTS_COLUMNS.values(), (sample.prompt, answer, list(series)), strict=True))
-    if with_system:
+    if SYSTEM in texts:
         record[SYSTEM] = sample.record.system
+    record |= dict.fromkeys(texts - {SYSTEM}, "")
     record |= {NAME: sample.record.name, **origin.as_columns(), **sample.record.others}
     try:
         line: bytes = orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -163,12 +195,12 @@ def chatts_line(sample: Sample, answer: str, series: Sequence[Floats], origin: O
     return line
 
 
-def gdsh_line(images: Sequence[str], prompt: str, answer: str, system: str) -> bytes:
+def gdsh_line(record: Record, prompt: str, answer: str) -> bytes:
     """Write an annotation record; the markers of its prompt become places of pictures again."""
     turns = [("user", prompt.replace(MARKER, IMAGE)), ("assistant", answer)]
-    if system:
-        turns.insert(0, (SYSTEM, system))
+    if record.system:
+        turns.insert(0, (SYSTEM, record.system))
     messages = [{"from": role, "value": text} for role, text in turns]
-    image = images[0] if len(images) == 1 else list(images)
-    line: bytes = orjson.dumps({"image": image, "conversations": messages})
+    image = record.images[0] if len(record.images) == 1 else list(record.images)
+    line: bytes = orjson.dumps({"image": image, "conversations": messages, **record.others})
     return line

@@ -20,7 +20,7 @@ from llamafactory_ext.gdsh import GdshError, Matches, Row, SeriesFile, SeriesInd
 from llamafactory_ext.gdsh.records import read_records
 
 from .options import Options
-from .records import CHATTS_COLUMNS, GDSH_TAGS, SYSTEM, Fault, Record, read_chatts, read_rows
+from .records import CHATTS_COLUMNS, GDSH_TAGS, ROUND, SYSTEM, Fault, Record, read_chatts, read_rows
 from .sources import Source, Sources, own_picture
 
 
@@ -41,7 +41,8 @@ class Spool:
     dropped: Counter[str] = field(default_factory=Counter)
     """Records left out on purpose, by reason."""
     faults: list[Fault] = field(default_factory=list)
-    with_system: bool = False
+    texts: set[str] = field(default_factory=set)
+    """Columns of texts that some record has: `SYSTEM`, `ROUND`."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Pictures whose CSV file is called otherwise, and that file."""
 
@@ -89,7 +90,8 @@ def read_all(spool: Spool, sources: Sources, options: Options) -> None:
                 except ValueError as error:  # GdshError or SeriesError
                     spool.faults.append(Fault(file, index, show_pictures(pictures), str(error)))
                     continue
-                spool.with_system |= bool(record.system)
+                spool.texts |= {SYSTEM} if record.system else set()
+                spool.texts |= {ROUND} if isinstance(record.others.get(ROUND), str) else set()
                 spool.sensors.add(record.series)
                 offset = _append(spool.file, pickle.dumps(record))
                 if options.merge_points:
@@ -168,6 +170,7 @@ def _gdsh_record(
         duplicates=row.duplicates,
         normal=row.normal,
         renamed=row.renamed,
+        others={ROUND: row.round} if row.round else {},
     )
 
 

@@ -19,6 +19,8 @@ GDSH_TAGS = {
     tag: name for tag, name in FORMATS["gdsh"].tags.items() if tag != "system_tag"
 }  # that one is upstream's default
 SYSTEM = "system"
+ROUND = "round"
+"""Which round of corrections a record comes from; `import --round` writes it."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def make_report(
     faults = [*spool.faults, *tally.faults]
     faulty = sum(fault.record is not None for fault in faults)
     dropped = dict(spool.dropped) | ({"faulty": faulty} if faulty else {})
+    dropped |= {"series of the golden set": counts["golden"]} if counts["golden"] else {}
     return {
         "done": bool(written),
         "options": options.as_dict(),
