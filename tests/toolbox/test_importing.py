@@ -459,6 +459,39 @@ def test_there_and_back_again(
     assert values[0] == values[1]
 
 
+def test_the_least_confident_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ABCDE":
+        table(tmp_path / "in" / f"{name}.csv")
+    assert run(tmp_path / "in", "--labels", "none", "--out", tmp_path / "pool") == 0
+    rows = [("A", 1, 2, 0.9), ("A", 5, 5, 0.4), ("B", 1, 2, 0.8), ("C", "", "", 0.3), ("E", 3, 4, "")]
+    found = pd.DataFrame(rows, columns=["series", "start", "end", "confidence"])
+    found.to_csv(tmp_path / "found.csv", index=False)
+
+    def chosen(count: int, *more: str) -> set[str]:
+        out = tmp_path / f"{count}{''.join(more)}"
+        words = [
+            tmp_path / "pool",
+            "--detections",
+            tmp_path / "found.csv",
+            "--choose",
+            count,
+            "--to",
+            "windows",
+            *more,
+        ]
+        sys.argv = ["labels", *map(str, words), "--out", str(out)]
+        assert labels.main() == 0
+        return {name.removesuffix(".csv") for name in json.loads((out / "windows.json").read_text("utf-8"))}
+
+    assert [chosen(count) for count in (1, 2, 3)] == [{"C"}, {"C", "A"}, {"C", "A", "B"}]
+    drawn = [chosen(2, "--random", str(seed)) for seed in range(6)]
+    assert all(len(one) == 2 for one in drawn) and len({tuple(sorted(one)) for one in drawn}) > 2
+    found.drop(columns="confidence").to_csv(tmp_path / "found.csv", index=False)
+    sys.argv = [*sys.argv[:-4], "--out", str(tmp_path / "no")]
+    assert labels.main() == 1
+    assert "has no column 'confidence' with numbers" in " ".join(capsys.readouterr().err.split())
+
+
 @given(flags=st.lists(st.integers(0, 1), min_size=1, max_size=50))
 def test_runs_of_a_column_cover_its_ones(flags: list[int]) -> None:
     covered = [0] * len(flags)

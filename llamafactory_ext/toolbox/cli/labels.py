@@ -2,6 +2,7 @@
 
 llamafactory-ext labels data/plant --to label-studio --out prelabels
 llamafactory-ext labels data/plant --detections detections.csv --to annotator --out prelabels
+llamafactory-ext labels data/plant --detections detections.csv --choose 20 --to annotator --out prelabels
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from llamafactory_ext.errors import GdshError
 from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, complain, say
-from llamafactory_ext.toolbox.importing.back import FORMS, LOST, replace_anomalies
+from llamafactory_ext.toolbox.importing.back import FORMS, LOST, choose, replace_anomalies
 from llamafactory_ext.toolbox.importing.layout import read_layout
 
 
@@ -26,7 +27,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--detections", type=Path, metavar="FILE.csv", help="series, start, end, type: in place of labels"
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--choose", type=int, metavar="N", help="only the N series whose detections are the least confident"
+    )
+    parser.add_argument(
+        "--random", type=int, metavar="SEED", help="with --choose: N series by chance, to compare with"
+    )
+    given = parser.parse_args(arguments)
+    if given.choose is not None and (given.choose < 1 or not given.detections):
+        parser.error("--choose takes a number from 1 on, and needs --detections")
+    if given.random is not None and given.choose is None:
+        parser.error("--random needs --choose")
+    return given
 
 
 def main() -> int:
@@ -35,6 +47,8 @@ def main() -> int:
         series = list(read_layout(given.data))
         if given.detections:
             series = replace_anomalies(series, given.detections)
+        if given.choose:
+            series = choose(series, given.detections, given.choose, given.random)
         path = FORMS[given.to](series, given.out)
     except GdshError as err:
         complain(f"error: {err}")

@@ -1,6 +1,7 @@
 """From a data set in GDSH's layout, or from detections, to what people correct labels in: pre-labels."""
 
 import json
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,27 @@ def replace_anomalies(series: Sequence[Labelled], detections: Path) -> list[Labe
         prompt = next(turn["value"] for turn in one.record["conversations"] if turn["from"] == "user")
         found.append(replace(one, anomalies=anomalies, record=make_record(one.name, prompt, anomalies)))
     return found
+
+
+def choose(series: Sequence[Labelled], detections: Path, count: int, seed: int | None = None) -> list[Labelled]:
+    """Returns the `count` series whose correction teaches most: those with the least confident detection.
+
+    A series counts by its least confident interval, or by the row without interval that says how sure the model was
+    that there is none; series of which nothing is said come last. With `seed` they are drawn by chance, to compare.
+
+    Raises:
+        GdshError: the detections say no confidence.
+    """
+    if seed is not None:
+        return sorted(random.Random(seed).sample(list(series), min(count, len(series))), key=lambda one: one.name)
+    frame = pd.read_csv(detections, keep_default_na=False)
+    sure = pd.to_numeric(frame["confidence"], errors="coerce") if "confidence" in frame else pd.Series(dtype=float)
+    if not sure.notna().any():
+        raise GdshError(
+            f"{detections} has no column 'confidence' with numbers; detect writes one, or add --random SEED"
+        )
+    least = sure.groupby(frame["series"].astype(str)).min().dropna()
+    return sorted(series, key=lambda one: (float(least.get(one.name, 2.0)), one.name))[:count]
 
 
 def _fields(row: Any) -> dict[str, object]:
