@@ -256,6 +256,20 @@ def test_a_bound_between_two_rows_is_taken_to_the_covering_rows(tmp_path: Path) 
     assert report["counts"] == {"labels between two rows, taken to the covering rows": 1}
 
 
+@pytest.mark.usefixtures("pieces")
+def test_a_label_beside_an_hour_that_comes_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a clock set back leaves it; the label's own times come once."""
+    (tmp_path / "in").mkdir()
+    rows = [*range(12), *range(9, 20)]
+    values = [100.0 if 4 <= place <= 20 else 0.0 for place in range(len(rows))]
+    frame = pd.DataFrame({"time": [at(row) for row in rows], "value": values})
+    frame.to_csv(tmp_path / "in" / "A.csv", index=False)
+    (tmp_path / "in" / "w.json").write_text(json.dumps({"A.csv": [[at(4), at(17)]]}), "utf-8")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert written(tmp_path / "out") == {"A": [[*rows_of_peak(tmp_path / "out", "A"), "异常"]]}
+    assert "series whose time runs back and forth, but not" in " ".join(capsys.readouterr().out.split())
+
+
 def test_types_are_renamed_and_intervals_grow(tmp_path: Path) -> None:
     source = tmp_path / "in"
     table(source / "A.csv")
@@ -338,6 +352,15 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         lambda folder: plain(folder / "A.csv", [at(0), at(2), at(1)]),
         ("--labels", "none"),
         "time runs back and forth: row 2 has 2025-01-01 00:01:00 after 2025-01-01 00:02:00",
+    ),
+    "label where time turns": (
+        lambda folder: (
+            pd.DataFrame({"time": [at(row) for row in (0, 1, 2, 2, 1, 2, 3, 4, 5)], "value": 1}).to_csv(
+                folder / "A.csv", index=False),
+            (folder / "w.json").write_text(json.dumps({"A.csv": [[at(2), at(4)]]})),
+        ),
+        (),
+        "begins or ends where time runs back and forth: row 4 has 2025-01-01 00:01:00 after 2025-01-01 00:02:00",
     ),
     "dates in two ways": (
         lambda folder: plain(folder / "A.csv", ["01/02/2025", "02/02/2025"]),
@@ -519,6 +542,35 @@ def test_covering_rows(rows: list[int], bounds: list[float], falling: bool) -> N
     outside = next(number for number, time in enumerate(times) if time >= high)
     wanted = (inside, outside) if not falling else (len(times) - 1 - outside, len(times) - 1 - inside)
     assert (first, last) == wanted
+
+
+@given(
+    times=st.lists(st.integers(0, 12), min_size=3, max_size=12),
+    bounds=st.tuples(st.integers(0, 24), st.integers(0, 24)).map(sorted),
+)
+def test_rows_where_time_turns(times: list[int], bounds: list[int]) -> None:
+    """A label is refused where later rows have earlier times than its bound; elsewhere it covers what it would."""
+    axis = read_axis(times)
+    assert axis is not None
+    assert bool(axis.turn) == (times not in (sorted(times), sorted(times, reverse=True)))
+    low, high = (bound / 2 for bound in bounds)
+    if not axis.turn or low < min(times) or high > max(times):
+        return
+    rising = times if times[0] <= times[-1] else times[::-1]
+    folded = any(
+        rising[i] >= bound >= rising[j] and rising[i] > rising[j]
+        for bound in (low, high) for j in range(len(times)) for i in range(j)
+    )  # fmt: skip
+    if folded:
+        with pytest.raises(GdshError, match="begins or ends where time runs back and forth: row"):
+            axis.rows(low, high)
+        return
+    first = [row for row, time in enumerate(rising) if time <= low][-1]
+    first = rising.index(low) if low in rising else first
+    last = next(row for row, time in enumerate(rising) if time >= high)
+    last = len(rising) - 1 - rising[::-1].index(high) if high in rising else last
+    wanted = (first, last) if rising is times else (len(times) - 1 - last, len(times) - 1 - first)
+    assert axis.rows(low, high)[:2] == wanted
 
 
 def test_times_of_every_local_form() -> None:

@@ -27,7 +27,7 @@ from .sources import (
     safe_name,
     series_name,
 )
-from .times import Axis, read_axis
+from .times import Axis, read_axis, turn_at
 
 
 LARGE = 1 << 27
@@ -52,6 +52,7 @@ class _Growing:
     rows: int = 0
     times: Any = None
     axis: Axis | None = None
+    turn: str = ""
     marks: Any = field(default_factory=lambda: array("h"))
     names: dict[str, int] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ class _Growing:
         """Takes the times of further rows.
 
         Raises:
-            GdshError: they can't be read, not as those before, or run backwards from those.
+            GdshError: they can't be read, or not as those before.
         """
         axis = read_axis(cells.reset_index(drop=True), dates.order, dates.timezone)
         if axis is None:
@@ -76,10 +77,8 @@ class _Growing:
             before, after = self.times[-1], axis.values[0]
             steps = [self.times[-1] - self.times[0], after - before, axis.values[-1] - after]
             if min(steps) < 0 < max(steps):
-                raise GdshError(
-                    f"time runs back and forth: row {self.rows} has {axis.show(after)} after {axis.show(before)}; "
-                    "sort the rows, or export the series anew"
-                )
+                self.turn = self.turn or turn_at(self.rows, axis.show(after), axis.show(before))
+        self.turn = self.turn or axis.turn
         self.times.frombytes(np.ascontiguousarray(axis.values).tobytes())
 
     def add_marks(self, cells: pd.Series) -> None:
@@ -96,7 +95,7 @@ class _Growing:
         found.count = self.rows
         if axis is not None:
             values = np.frombuffer(shared.times, dtype=np.int64 if axis.kind == "time" else np.float64)
-            found.axis = Axis(values, axis.kind, axis.zoned, axis.timezone, axis.rule)
+            found.axis = Axis(values, axis.kind, axis.zoned, axis.timezone, axis.rule, shared.turn)
         if shared.names:
             marks = np.frombuffer(shared.marks, dtype=np.int16)
             found.label = pd.Series(pd.Categorical.from_codes(marks, list(shared.names)))

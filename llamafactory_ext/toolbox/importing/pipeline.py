@@ -227,6 +227,7 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     if axis is not None:
         report.axes[axis.rule] += 1
     if spec.kind == "none":
+        _refuse_turn(axis, (), report)
         report.series += 1
         return make_record(table.name, options.prompt, None, **source)
     prompt = options.prompt
@@ -243,6 +244,7 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
         assert spec.labels is not None  # every other kind has read its files
         found = spec.labels.of(table)
         spec.used |= {table.name, table.file.name, stem(table.file)} & spec.labels.by_name.keys()
+    _refuse_turn(axis, found or (), report)
     if found is None:
         report.unlabelled.append(table.name)
         return None
@@ -252,6 +254,14 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     report.without_anomaly += not anomalies
     report.types.update(one.type for one in anomalies)
     return make_record(table.name, prompt, anomalies, **source)
+
+
+def _refuse_turn(axis: Axis | None, found: Sequence[Label], report: Report) -> None:
+    """Rows out of order are passed over only where all labels are times, which `Axis.rows` places or refuses."""
+    if axis is not None and axis.turn:
+        if not found or any(label.in_rows for label in found):
+            raise GdshError(axis.turn)
+        report.counts["series whose time runs back and forth, but not where a label begins or ends"] += 1
 
 
 def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Options, report: Report) -> list[Anomaly]:

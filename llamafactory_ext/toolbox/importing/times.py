@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Axis:
     """Taken for cells that name none."""
     rule: str = ""
     """How the cells were read, for the report."""
+    turn: str = ""
+    """Where time runs back and forth; empty where it rises, falls or stands still all along."""
 
     def rows(self, start: object, end: object) -> tuple[int, int, bool]:
         """Returns first and last row of a label, both counted, and whether a bound lay between two rows.
@@ -57,12 +59,16 @@ class Axis:
         A bound between two rows is taken outwards, to the rows that cover the label.
 
         Raises:
-            GdshError: the bounds are not of this axis' kind, outside of it, or in the wrong order.
+            GdshError: the bounds are not of this axis' kind, outside of it, or in the wrong order, or lie where time
+                runs back and forth.
         """
         low, high = self._number(start), self._number(end)
         if low > high:
             raise GdshError(f"the label ends before it starts: {excerpt([start, end])}; correct it")
-        order = self.values if len(self.values) < 2 or self.values[0] <= self.values[-1] else self.values[::-1]
+        falls = len(self.values) > 1 and self.values[0] > self.values[-1]
+        order = self.values[::-1] if falls else self.values
+        if self.turn:
+            order = self._without_turns(order, low, high, [start, end])
         if low < order[0] or high > order[-1]:
             raise GdshError(
                 f"the label {excerpt([start, end])} lies outside of its series, which goes from {self.show(order[0])} "
@@ -75,9 +81,17 @@ class Axis:
             first -= 1
         if order[last] != high:
             last += 1
-        if order is not self.values:
+        if falls:
             first, last = len(order) - 1 - last, len(order) - 1 - first
         return first, last, bool(between)
+
+    def _without_turns(self, order: Any, low: Any, high: Any, label: object) -> Any:
+        """The times sorted, where both bounds lie apart from every turn: all rows before them have earlier times."""
+        before, after = np.maximum.accumulate(order)[:-1], np.minimum.accumulate(order[::-1])[::-1][1:]
+        for bound in (low, high):
+            if ((after < before) & (after <= bound) & (bound <= before)).any():
+                raise GdshError(f"the label {excerpt(label)} begins or ends where {self.turn}")
+        return np.sort(order)
 
     def show(self, value: Any) -> str:
         """Returns a value of the axis as a person writes it."""
@@ -121,7 +135,7 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
         None where they are neither.
 
     Raises:
-        GdshError: dates that can be read in two ways, or an axis that runs backwards.
+        GdshError: dates that can be read in two ways.
     """
     column = cells if isinstance(cells, pd.Series) else pd.Series(cells, dtype=object)
     if not pd.api.types.is_numeric_dtype(column) and is_number(column.iloc[0]):
@@ -130,9 +144,7 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
         axis = None if column.isna().any() else _epoch(column.to_numpy(dtype=np.float64, na_value=np.nan))
     else:
         axis = _plain_times(column, timezone) or _times(column.astype(str), order, timezone)
-    if axis is not None:
-        _refuse_turns(axis)
-    return axis
+    return axis and replace(axis, turn=_turn(axis))
 
 
 def looks_like_time(name: str, cells: Sequence[Any]) -> bool:
@@ -225,13 +237,16 @@ def is_number(cell: object) -> bool:
     return True
 
 
-def _refuse_turns(axis: Axis) -> None:
-    """Times may stand still, rise or fall, but not turn: which rows a label covers could be read in two ways."""
+def _turn(axis: Axis) -> str:
+    """Where time turns: which rows a label covers could be read in two ways there."""
     steps = np.diff(axis.values)
     if (steps < 0).any() and (steps > 0).any():
         first = steps[np.flatnonzero(steps)[0]]
         turn = int(np.flatnonzero(np.sign(steps) == -np.sign(first))[0]) + 1
-        raise GdshError(
-            f"time runs back and forth: row {turn} has {axis.show(axis.values[turn])} after "
-            f"{axis.show(axis.values[turn - 1])}; sort the rows, or export the series anew"
-        )
+        return turn_at(turn, axis.show(axis.values[turn]), axis.show(axis.values[turn - 1]))
+    return ""
+
+
+def turn_at(row: int, time: str, before: str) -> str:
+    """Says that time runs back and forth."""
+    return f"time runs back and forth: row {row} has {time} after {before}; sort the rows, or export the series anew"
