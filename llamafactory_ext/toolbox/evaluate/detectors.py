@@ -17,6 +17,7 @@ Of the flagged points, runs with gaps of at most a hundredth of the series becom
 flickers would otherwise be charged with a false alarm for every piece. Several series of a record: the highest score.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -129,7 +130,10 @@ def _windowed(method: Callable[[FloatArray, int], FloatArray]) -> Callable[[Floa
         window = min(100, max(8, len(series) // 20))
         if len(series) < 2 * window:
             return np.zeros(len(series))
-        found = method((series - series.mean()) / series.std(), window)
+        with warnings.catch_warnings():
+            # A window without spread is infinitely far from all others, which the detectors subtract; seen to below.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = method((series - series.mean()) / series.std(), window)
         finite = np.isfinite(found)
         if not finite.any():
             return np.zeros(len(series))
