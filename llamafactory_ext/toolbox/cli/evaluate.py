@@ -31,7 +31,6 @@ from llamafactory_ext.toolbox.evaluate.history import add_line
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation
 from llamafactory_ext.toolbox.evaluate.page import GENERATOR, PAGE, write_page
 from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction, read_predictions
-from llamafactory_ext.toolbox.evaluate.tallies import LESS_IS_BETTER, RATES
 from llamafactory_ext.toolbox.session.recipe import arguments as dataset_arguments
 from llamafactory_ext.toolbox.session.recipe import read_recipe
 from llamafactory_ext.toolbox.session.silence import hush
@@ -262,19 +261,24 @@ def _print_metrics(scores: Mapping[str, Any]) -> None:
     print_table("Scores", ("", "precision", "recall", "F1", "95 % of F1"), rows)
 
 
+_COLUMNS = {
+    "event_f1": "event F1",
+    "event_f1_iou30": "IoU 0.3",
+    "event_f1_iou50": "IoU 0.5",
+    "vus_pr": "VUS-PR",
+    "false_alarms_per_1000_points": "false ↓",
+    "mean_delay": "delay ↓",
+    "right_type": "type",
+}
+
+
 def _print_baselines(scores: Mapping[str, Any]) -> None:
-    """One row a score, one column a method: what an engineer looks at first."""
-    spreads, detectors = scores["confidence"], scores["baselines"]
-    rows = []
-    for key, title in {"event_f1": "event F1", **RATES}.items():
-        low, high = spreads.get(key, ("", ""))
-        spread = f"{low:.3f} to {high:.3f}" if key in spreads else ""
-        mark = " *" if key.startswith("vus") and scores["vus_from"] == "intervals" else ""
-        less = " ↓" if key in LESS_IS_BETTER else ""
-        rows.append(
-            (title + less, shown(scores[key]) + mark, spread, *(shown(one[key]) for one in detectors.values()))
-        )
-    print_table("Beside detectors that cost nothing (↓ less is better)", ("", "the model", "95 %", *detectors), rows)
+    """One row a method, the scores that tell methods apart: what an engineer looks at first. The page has all."""
+    mark = {"vus_pr": " *"} if scores["vus_from"] == "intervals" else {}
+    rows = [("the model", *(shown(scores[key]) + mark.get(key, "") for key in _COLUMNS))]
+    rows += [(name, *(shown(one[key]) for key in _COLUMNS)) for name, one in scores["baselines"].items()]
+    print_table("Beside detectors that cost nothing", ("", *_COLUMNS.values()), rows)
+    say("false: alarms per 1,000 points; delay: points until the first hit; type: right among hits; ↓ less is better")
     if scores["vus_from"] == "intervals":
         say("* from plain intervals: the answers name no confidence; detectors score every point")
     settings = scores["settings"]
