@@ -103,6 +103,19 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "train/kto/trainer.py:CustomKTOTrainer",
         "data/collator.py:KTODataCollatorWithPadding",
     ),
+    "llamafactory.train.dpo.trainer:CustomDPOTrainer": (
+        "train/dpo/workflow.py:run_dpo",
+        "train/dpo/trainer.py:CustomDPOTrainer",
+    ),
+    "llamafactory.train.rm.workflow:PairwiseTrainer": (
+        "train/rm/workflow.py:run_rm",
+        "train/rm/trainer.py:PairwiseTrainer",
+        "train/callbacks.py:fix_valuehead_checkpoint",
+    ),
+    "llamafactory.train.pt.workflow:CustomTrainer": (
+        "train/pt/workflow.py:run_pt",
+        "train/pt/trainer.py:CustomTrainer",
+    ),
     "llamafactory.launcher:launch": ("launcher.py:launch", "hparams/parser.py:read_args"),
     "llamafactory.api.app:create_app": (
         "api/app.py:create_app",

@@ -57,6 +57,7 @@ class Seam:
 _OURS = "template chatts or a ChatTS checkpoint"
 _TEMPLATE = "template chatts"
 _CHECKPOINT = "ChatTS checkpoints"
+_WHY_LASTING = "SIGTERM saves a checkpoint and ends unfinished; whole checkpoints; rotation by step; a step is left"
 _ENTRIES = "entries with formatting gdsh, chatts or a column timeseries"
 
 
@@ -204,6 +205,24 @@ SEAMS: tuple[Seam, ...] = (
         "llamafactory.train.kto.workflow:CustomKTOTrainer",
         "llamafactory_ext.training.trainers:install_kto",
         "its forward pass picks the model's inputs by name, and `timeseries` is none of them",
+        _OURS,
+    ),
+    Seam(
+        "llamafactory.train.dpo.trainer:CustomDPOTrainer",
+        "llamafactory_ext.training.trainers:install_dpo",
+        _WHY_LASTING,
+        _OURS,
+    ),
+    Seam(
+        "llamafactory.train.rm.workflow:PairwiseTrainer",
+        "llamafactory_ext.training.trainers:install_rm",
+        f"{_WHY_LASTING}; and its checkpoints can't be resumed from, which is said",
+        _OURS,
+    ),
+    Seam(
+        "llamafactory.train.pt.workflow:CustomTrainer",
+        "llamafactory_ext.training.trainers:install_pt",
+        _WHY_LASTING,
         _OURS,
     ),
     Seam(

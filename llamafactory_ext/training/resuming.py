@@ -1,6 +1,6 @@
 """A run resumes from its last whole checkpoint, after whatever ended it.
 
-Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.trainers`.
+Wraps ``get_last_checkpoint`` in ``llamafactory.hparams.parser``; the rest is called by :mod:`.lasting`.
 """
 
 import functools
@@ -182,19 +182,25 @@ def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:
             return
 
 
+class FullDiskError(OSError):
+    """A write failed, which is told in one line."""
+
+
 @contextmanager
 def full_disk_told(output_dir: str) -> Iterator[None]:
     """Turns a write that failed into one line: which folder, what it lacks, what to do.
 
     Raises:
-        OSError: in place of whatever safetensors, torch or Python raised.
+        FullDiskError: in place of whatever safetensors, torch or Python raised.
     """
     try:
         yield
+    except FullDiskError:  # told already, further in
+        raise
     except Exception as err:
         if not _is_failed_write(err, output_dir):
             raise
-        raise OSError(_told(Path(output_dir), err)) from None
+        raise FullDiskError(_told(Path(output_dir), err)) from None
 
 
 def _is_failed_write(err: BaseException | None, output_dir: str) -> bool:

@@ -1,13 +1,11 @@
 """The Trainers of runs with series: stage ``sft`` with event F1 while it trains, predictions without ROUGE, tokenizers
-as published and whole checkpoints; stage ``kto`` with the series that its forward pass would leave out.
+as published; stage ``kto`` with the series that its forward pass would leave out; all with what :mod:`.lasting` adds.
 
-Puts subclasses in place of ``CustomSeq2SeqTrainer`` in ``llamafactory.train.sft.workflow`` and ``CustomKTOTrainer`` in
-``llamafactory.train.kto.workflow``; a run that is not ours gets an instance of upstream's own class from them. ``dpo``
-and ``rm`` hand on what the collator made, series included.
+Puts subclasses in place of the Trainers that LLaMA-Factory's workflows take; a run that is not ours gets an instance of
+upstream's own class from them. ``dpo`` and ``rm`` hand on what the collator made, series included.
 """
 
 import functools
-from pathlib import Path
 from typing import Any
 
 from llamafactory.extras import logging
@@ -16,18 +14,9 @@ from llamafactory.train.callbacks import SaveProcessorCallback
 
 from llamafactory_ext.data.template import check_tokens
 from llamafactory_ext.model import ChatTSProcessor
-from llamafactory_ext.plugin.relevance import is_our_run
 from llamafactory_ext.training.event_f1 import EventF1Callback, chooses_by_events
-from llamafactory_ext.training.resuming import (
-    RefuseNoStep,
-    choose_checkpoint,
-    clear_way,
-    full_disk_told,
-    name_numbered_cpus,
-    order_by_step,
-    require_one_step,
-)
-from llamafactory_ext.training.stopping import STATUS, StopOnSignal
+from llamafactory_ext.training.lasting import Lasting, for_our_runs
+from llamafactory_ext.training.resuming import full_disk_told
 
 
 logger = logging.get_logger("llamafactory.ext")
@@ -44,13 +33,8 @@ def install_sft(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
     base: Any = upstream.CustomSeq2SeqTrainer
 
-    class SeriesTrainer(base):  # type: ignore[misc]
+    class SeriesTrainer(Lasting, base):  # type: ignore[misc]
         compute_metrics: Any
-
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            if cls is SeriesTrainer and not is_our_run(kwargs.get("args")):
-                return base(*args, **kwargs)
-            return super().__new__(cls)
 
         def __init__(self, *, finetuning_args: Any, processor: Any, gen_kwargs: Any = None, **kwargs: Any) -> None:
             super().__init__(finetuning_args=finetuning_args, processor=processor, gen_kwargs=gen_kwargs, **kwargs)
@@ -62,26 +46,6 @@ def install_sft(upstream: Any) -> str | None:
             if self.args.do_train and (finetuning_args.event_f1_steps is not None or chooses_by_events(self.args)):
                 self.event_f1 = EventF1Callback(self, finetuning_args, gen_kwargs or {})
                 self.add_callback(self.event_f1)
-            self.stop_on_signal = StopOnSignal(self)
-            self.add_callback(self.stop_on_signal)
-            self.add_callback(RefuseNoStep())
-
-        def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-            checkpoint = choose_checkpoint(self.args.output_dir, resume_from_checkpoint)
-            require_one_step(checkpoint)
-            if self.is_world_process_zero():
-                clear_way(self.args.output_dir, checkpoint)
-            if checkpoint is not None and self.args.world_size > 1 and self.args.device.type == "cpu":
-                name_numbered_cpus()
-            try:
-                with full_disk_told(self.args.output_dir):
-                    result = super().train(checkpoint, *args, **kwargs)
-            finally:
-                self.stop_on_signal.release()
-            if self.stop_on_signal.stopped:  # upstream would write what looks like the final model
-                logger.warning_rank0("Not finished: the same command resumes from the checkpoint.")
-                raise SystemExit(STATUS)
-            return result
 
         def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
             """As upstream's; with event F1 where the best checkpoint is chosen by it."""
@@ -92,12 +56,6 @@ def install_sft(upstream: Any) -> str | None:
                 output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
             return output
 
-        def _save_rng_state(self, output_dir: str) -> None:
-            super()._save_rng_state(output_dir)
-            # The last file of each process. Process 0 then writes trainer_state.json, which says that all are there,
-            # and deletes older checkpoints.
-            self.accelerator.wait_for_everyone()
-
         def save_state(self) -> None:
             super().save_state()  # writes the log that is plotted
             logged = any("event_f1" in entry for entry in self.state.log_history)
@@ -105,12 +63,10 @@ def install_sft(upstream: Any) -> str | None:
                 plot_loss(self.args.output_dir, keys=["event_f1"])
 
         def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-            with full_disk_told(self.args.output_dir):
-                super().save_model(output_dir, _internal_call)
-                if _internal_call and output_dir is not None and self.args.should_save:
-                    order_by_step(Path(output_dir))
-                if self.series_processor is not None and self.args.should_save:
-                    # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
+            super().save_model(output_dir, _internal_call)
+            if self.series_processor is not None and self.args.should_save:
+                # The Trainer has saved its tokenizer last, in a form that published loaders can't open.
+                with full_disk_told(self.args.output_dir):
                     self.series_processor.save_pretrained(output_dir or self.args.output_dir)
 
         def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +87,7 @@ def install_sft(upstream: Any) -> str | None:
             finally:
                 self.compute_metrics = similarity
 
-    upstream.CustomSeq2SeqTrainer = SeriesTrainer
+    upstream.CustomSeq2SeqTrainer = for_our_runs(SeriesTrainer, base)
     return "wrapped"
 
 
@@ -139,12 +95,7 @@ def install_kto(upstream: Any) -> str | None:
     """Puts the subclass in place of the workflow's Trainer."""
     base: Any = upstream.CustomKTOTrainer
 
-    class SeriesKTOTrainer(base):  # type: ignore[misc]
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            if cls is SeriesKTOTrainer and not is_our_run(kwargs.get("args")):
-                return base(*args, **kwargs)
-            return super().__new__(cls)
-
+    class SeriesKTOTrainer(Lasting, base):  # type: ignore[misc]
         def forward(self, model: Any, batch: dict[str, Any], prefix: str = "") -> Any:
             """As upstream's, which picks the inputs by name; the same series belong to both prefixes."""
             series = batch.get("timeseries")
@@ -152,5 +103,28 @@ def install_kto(upstream: Any) -> str | None:
                 model if series is None else functools.partial(model, timeseries=series), batch, prefix
             )
 
-    upstream.CustomKTOTrainer = SeriesKTOTrainer
+    upstream.CustomKTOTrainer = for_our_runs(SeriesKTOTrainer, base)
     return "wrapped"
+
+
+def install_dpo(upstream: Any) -> str | None:
+    """Puts a subclass in place of the one that the workflow takes when it runs."""
+    upstream.CustomDPOTrainer = _lasting(upstream.CustomDPOTrainer)
+    return "wrapped"
+
+
+def install_pt(upstream: Any) -> str | None:
+    """Puts a subclass in place of the workflow's Trainer: a ChatTS checkpoint that is trained on text."""
+    upstream.CustomTrainer = _lasting(upstream.CustomTrainer)
+    return "wrapped"
+
+
+def install_rm(upstream: Any) -> str | None:
+    """Puts a subclass in place of the workflow's Trainer."""
+    upstream.PairwiseTrainer = _lasting(upstream.PairwiseTrainer, resumes=False)
+    return "wrapped"
+
+
+def _lasting(base: Any, resumes: bool = True) -> Any:
+    """Returns a subclass that does what `Lasting` adds, and nothing else."""
+    return for_our_runs(type(f"Series{base.__name__}", (Lasting, base), {"resumes": resumes}), base)

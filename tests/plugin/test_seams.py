@@ -94,6 +94,18 @@ DIGESTS = {
         "0.9.4": "306abb132d8f03e5",
         "0.9.5": "d8cda73c18baf322",
     },
+    "llamafactory.train.dpo.trainer:CustomDPOTrainer": {
+        "0.9.4": "f8c35dfb6850ef8e",
+        "0.9.5": "c04690fde340b6b5",
+    },
+    "llamafactory.train.rm.workflow:PairwiseTrainer": {
+        "0.9.4": "084829ed730c4f05",
+        "0.9.5": "8c323c7430ed1e4f",
+    },
+    "llamafactory.train.pt.workflow:CustomTrainer": {
+        "0.9.4": "7337b710bf6a54d2",
+        "0.9.5": "3a9fdbbc3f6f4a83",
+    },
     "llamafactory.launcher:launch": {
         "0.9.4": "7d059532b51866ce",
         "0.9.5": "aa2be37acddf1f7d",

@@ -155,11 +155,15 @@ def test_a_run_that_is_not_ours_has_upstreams_arguments(parse: Parse) -> None:
 
 
 def test_the_trainer_of_a_run_that_is_not_ours_is_upstreams(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory.train.dpo import trainer as dpo
     from llamafactory.train.kto import workflow as kto
+    from llamafactory.train.pt import workflow as pt
+    from llamafactory.train.rm import workflow as rm
     from llamafactory.train.sft import workflow as sft
 
-    for trainer in (sft.CustomSeq2SeqTrainer, kto.CustomKTOTrainer):
-        (base,) = trainer.__bases__
+    trainers = (sft.CustomSeq2SeqTrainer, kto.CustomKTOTrainer, dpo.CustomDPOTrainer, pt.CustomTrainer)
+    for trainer in (*trainers, rm.PairwiseTrainer):
+        _, base = trainer.__bases__
         monkeypatch.setattr(base, "__init__", lambda self, **kwargs: None)
         args = parse(template="qwen")[2]
         assert type(trainer(args=args)) is base
