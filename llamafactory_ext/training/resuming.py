@@ -10,7 +10,7 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EEXIST, EFBIG, ENOMEM, ENOSPC, ENOTEMPTY, EROFS
+from errno import EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTEMPTY, EROFS
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ from llamafactory_ext.training.whole_checkpoints import checkpoints, first_fault
 logger = logging.get_logger("llamafactory.ext")
 
 _MEASURES_NOTHING = {"current_steps", "total_steps", "epoch", "percentage", "elapsed_time", "remaining_time"}
-_WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG, EROFS, ENOMEM)
+_WRITE_ERRORS = (ENOSPC, EDQUOT, EFBIG, EROFS)
 # safetensors (Rust) tells the system's error as text; torch.save only that its archive came out wrong.
 _WRITE_MESSAGES = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter", "inline_container.cc")
+# torch, oneDNN beneath it, C++ and the system itself.
+_MEMORY_MESSAGES = ("can't allocate memory", "could not create a primitive", "bad_alloc", "Cannot allocate memory")
 
 
 def install(upstream: Any) -> str | None:
@@ -183,12 +185,12 @@ def _set_aside(checkpoint: Path, prefix: str, why: str) -> None:
 
 
 class FullDiskError(OSError):
-    """A write failed, which is told in one line."""
+    """A write failed, or memory: told in one line."""
 
 
 @contextmanager
 def full_disk_told(output_dir: str) -> Iterator[None]:
-    """Turns a write that failed into one line: which folder, what it lacks, what to do.
+    """Turns a write that failed, or a limit of memory that was met, into one line: what it lacks, what to do.
 
     Raises:
         FullDiskError: in place of whatever safetensors, torch or Python raised.
@@ -198,7 +200,7 @@ def full_disk_told(output_dir: str) -> Iterator[None]:
     except FullDiskError:  # told already, further in
         raise
     except Exception as err:
-        if not _is_failed_write(err, output_dir):
+        if not _is_failed_write(err, output_dir) and not _is_out_of_memory(err):
             raise
         raise FullDiskError(_told(Path(output_dir), err)) from None
 
@@ -215,18 +217,32 @@ def _is_failed_write(err: BaseException | None, output_dir: str) -> bool:
     return False
 
 
+def _is_out_of_memory(err: BaseException | None) -> bool:
+    """Whether this process was refused memory; a card's is another matter."""
+    while err is not None:
+        if isinstance(err, MemoryError) or any(text in str(err) for text in _MEMORY_MESSAGES):
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
 def _told(output_dir: Path, err: Exception) -> str:
     last = last_whole(output_dir)
     start = "starts again" if last is None else f"resumes from {last.name}"
     reason = next(iter(str(err).splitlines()), "") or type(err).__name__
+    if _is_out_of_memory(err):
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        limit = "" if most == resource.RLIM_INFINITY else f", which may have {most / 2**30:,.2f} GiB (ulimit -v)"
+        return (
+            f"There is no memory left for this process{limit} ({reason}). Allow it more, then give the same command "
+            f"again: it {start}."
+        )
     lack, remedy = _lack(output_dir, last, str(err))
     return f"{output_dir} can't be written: {lack} ({reason}). {remedy}, then give the same command again: it {start}."
 
 
 def _lack(output_dir: Path, last: Path | None, text: str) -> tuple[str, str]:
     """Returns what is wrong with the place, and what to do."""
-    if "Cannot allocate memory" in text:
-        return "there is no memory left for this process", "Allow it more"
     system = os.statvfs(output_dir)
     if system.f_flag & os.ST_RDONLY or "Read-only file system" in text:
         return "its file system is read-only", "Make it writable"

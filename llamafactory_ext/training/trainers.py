@@ -1,8 +1,8 @@
 """The Trainers of runs with series: stage ``sft`` with event F1 while it trains, predictions without ROUGE, tokenizers
-as published; stage ``kto`` with the series that its forward pass would leave out; all with what :mod:`.lasting` adds.
+as published; stage ``kto`` with the series that its forward pass would leave out; each with what :mod:`.lasting` adds.
 
-Puts subclasses in place of the Trainers that LLaMA-Factory's workflows take; a run that is not ours gets an instance of
-upstream's own class from them. ``dpo`` and ``rm`` hand on what the collator made, series included.
+Puts subclasses in place of the Trainers that LLaMA-Factory's workflows take; a run that is not ours gets an instance
+of upstream's own class from them. ``dpo`` and ``rm`` hand on what the collator made, series included.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What holds for a run of stage `sft` holds in the others: SIGTERM, resuming, no step left, rotation; or it is said."""
+"""What holds for stage `sft` holds in the others: SIGTERM, resuming, no step left, rotation; or it is said."""
 
 import os
 import signal
