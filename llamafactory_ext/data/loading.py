@@ -30,6 +30,11 @@ from llamafactory_ext.plugin.activation import require
 
 logger = logging.get_logger("llamafactory.ext")  # below LLaMA-Factory's own, so that its handler shows it
 
+Heard = Callable[[Any, dict[str, str]], None]
+"""Takes the ``DatasetAttr`` of an entry that was read, and a digest of each file of its series, by the file's path."""
+
+_listeners: list[Heard] = []
+
 _WORDING = {
     "markers_moved": "prompts without marker, series put in front",
     "values_filled": "empty cells or words for a missing value, interpolated in place",
@@ -44,6 +49,14 @@ _WORDING = {
     "answers_emptied": "answers that have no interval left, and now say that nothing was found",
     "duplicate_entries": "duplicate answer entries left out",
 }
+
+
+def listen(heard: Heard | None) -> None:
+    """Has a function hear of the series' files of each entry that is read, in place of the one before.
+
+    What it raises stops the run, before the model is loaded. Of a stream it hears nothing.
+    """
+    _listeners[:] = [heard] if heard else []
 
 
 def install(upstream: ModuleType) -> str | None:
@@ -67,7 +80,7 @@ def install(upstream: ModuleType) -> str | None:
         # Where a run only predicts, records may lack their answers.
         dataset_attr.unlabelled = training_args.predict_with_generate and not training_args.do_train
         dataset = _load_noted(dataset_attr, model_args, data_args, upstream_load)
-        return _settle(dataset, _source(dataset_attr, data_args))
+        return _settle(dataset, dataset_attr, _source(dataset_attr, data_args))
 
     upstream._load_single_dataset = load_with_series  # type: ignore[attr-defined]
     return "wrapped"
@@ -148,7 +161,7 @@ def _pointing_to(attr: Any, path: Path) -> Any:
     return attr
 
 
-def _settle(dataset: Any, source: Path) -> Any:
+def _settle(dataset: Any, dataset_attr: Any, source: Path) -> Any:
     """Raises for records that can't be used, logs what was done to the others, and drops the notes."""
     if not hasattr(dataset, "num_rows"):  # streaming: nothing can be collected ahead
         return dataset.map(functools.partial(_raise_on_fault, source=str(source)), remove_columns=[NOTES])
@@ -158,6 +171,7 @@ def _settle(dataset: Any, source: Path) -> Any:
     names: list[str] = []
     said: list[tuple[str, str]] = []
     files: dict[str, list[str]] = {}
+    digests: dict[str, str] = {}
     for number, example in enumerate(dataset.select_columns([RECORD, NOTES])):
         note = json.loads(example[NOTES])
         names.append(record_name(example, number))
@@ -171,9 +185,12 @@ def _settle(dataset: Any, source: Path) -> Any:
             if kind != "name":  # which are counted
                 files.setdefault(kind, []).append(text)
         records.update(counts.keys())
+        digests.update(note["files"])
     if faults:
         lines = [f"{source}: {len(faults)} of {len(dataset)} records can't be used.", *listing(faults, len(faults))]
         raise ValueError("\n".join(lines))
+    for heard in _listeners:
+        heard(dataset_attr, digests)
     logger.info_rank0(f"{source}: {len(dataset)} records.")
     for key, wording in _WORDING.items():
         if totals[key]:

@@ -1,9 +1,10 @@
 """A folder belongs to one run: what was trained with lies beside the checkpoints, and one process writes there.
 
-``chatts_run.json`` holds what a run's result depends on: data, method and model. Another run in a folder with a
-checkpoint or a model is refused. Settings that may differ between two starts of one run (more epochs, logging, saving)
-are named in the log. Called by :mod:`.runs` when the arguments are known, and again when the data have been read and
-the model is about to be trained, which is when it is written: a start that fails before that leaves no trace.
+``chatts_run.json`` holds what a run's result depends on: data, method and model, and of each series' file a digest of
+its numbers, as they were read. Another run in a folder with a checkpoint or a model is refused. Settings that may
+differ between two starts of one run (more epochs, logging, saving) are named in the log. Called by :mod:`.runs` when
+the arguments are known, when a data set has been read, and when the model is about to be trained, which is when it is
+written: a start that fails before that leaves no trace.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ RECORD = "chatts_run.json"
 LOCK, OWNER = ".chatts_run.lock", ".chatts_run.owner.json"
 _WAIT = 3  # seconds: for worker processes of a run that has just been killed
 _SHOWN = 5
+_START_OVER = "set `overwrite_output_dir: true` to start over, or name another `output_dir`."
 
 # Arguments by which two runs differ in their result. Model, adapters and data are described by what they hold.
 _DATA = (
@@ -119,7 +121,7 @@ def _told(before: dict[str, Any], now: dict[str, Any]) -> str:
 def refuse_another_run(folder: Path, now: Mapping[str, Any]) -> None:
     """Raises ValueError, in one line that names what differs, where the folder holds another run's result."""
     before = read_json(folder / RECORD)
-    if not (checkpoints(folder) or any((folder / name).exists() for name in CHECKPOINT_NAMES)):
+    if not _holds_result(folder):
         return
     if not before:
         logger.warning_rank0(f"{folder} holds checkpoints and no {RECORD}: whether they are of this run is not known.")
@@ -127,13 +129,31 @@ def refuse_another_run(folder: Path, now: Mapping[str, Any]) -> None:
     found = [one for part in ("data", "method", "model") for one in differences(before.get(part, {}), now[part])]
     if found:
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise ValueError(
-            f"{folder} holds a run with {', '.join(found[:_SHOWN])}{more}: set `overwrite_output_dir: true` to start "
-            "over, or name another `output_dir`."
-        )
+        raise ValueError(f"{folder} holds a run with {', '.join(found[:_SHOWN])}{more}: {_START_OVER}")
     allowed = differences(before.get("may differ", {}), now["may differ"])
     if allowed:
         logger.info_rank0(f"Otherwise than when {folder} was begun: {', '.join(allowed)}.")
+
+
+def refuse_other_series(folder: Path, name: str, now: Mapping[str, str]) -> None:
+    """The same where a data set's annotations are those of the run in the folder, but not the numbers of its series.
+
+    Arguments:
+        name: the data set's.
+        now: a digest of each file, as ``series`` in the record holds them.
+    """
+    before = read_json(folder / RECORD).get("series", {}).get(name, {})
+    found = sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file))
+    if before and found and _holds_result(folder):
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ValueError(
+            f"{folder} holds a run with series of other content in {name}: {', '.join(found[:_SHOWN])}{more}: "
+            f"{_START_OVER}"
+        )
+
+
+def _holds_result(folder: Path) -> bool:
+    return bool(checkpoints(folder)) or any((folder / name).exists() for name in CHECKPOINT_NAMES)
 
 
 def write_record(folder: Path, now: Mapping[str, Any]) -> None:

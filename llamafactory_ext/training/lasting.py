@@ -86,8 +86,8 @@ def _require_start(args: Any, checkpoint: str | bool | None) -> None:
         checkpoint = take_last_whole(args.output_dir)
     if checkpoint is not None:
         raise ValueError(
-            f"Stage `rm` can't resume from {checkpoint}: LLaMA-Factory does not load the checkpoints that it writes of "
-            "a reward model. Set `overwrite_output_dir: true` to start over, or name another `output_dir`."
+            f"Stage `rm` can't resume from {checkpoint}: LLaMA-Factory does not load the checkpoints that it writes "
+            "of a reward model. Set `overwrite_output_dir: true` to start over, or name another `output_dir`."
         )
     logger.warning_rank0(
         "Stage `rm` can't be resumed: if this run is ended (SIGTERM too), its last checkpoint is what there is."

@@ -13,6 +13,7 @@ from typing import Any
 from llamafactory.extras import logging
 from llamafactory.hparams import DataArguments, FinetuningArguments
 
+from llamafactory_ext.data import loading
 from llamafactory_ext.plugin.relevance import TEMPLATE, is_chatts_checkpoint, is_ours, note_run, this_run
 from llamafactory_ext.training import folder
 from llamafactory_ext.training.arguments import SeriesDataArguments, SeriesFinetuningArguments
@@ -32,6 +33,7 @@ def install_train(upstream: Any) -> str | None:
     @functools.wraps(parse)
     def parse_and_note(args: Any = None) -> Any:
         parsed = parse(args)
+        loading.listen(None)
         if note(*parsed):
             model_args, data_args, training_args, finetuning_args, _ = parsed
             check_template(model_args, data_args, text_only=finetuning_args.stage == "pt")
@@ -42,6 +44,7 @@ def install_train(upstream: Any) -> str | None:
                 _described.clear()  # now: LLaMA-Factory changes some of them later on
                 _described.update(folder.describe(model_args, data_args, training_args, finetuning_args))
                 _look_into_folder(training_args)
+                loading.listen(functools.partial(_hear_of_series, data_args, training_args))
         return parsed
 
     upstream._parse_train_args = parse_and_note
@@ -89,6 +92,22 @@ def _look_into_folder(training_args: Any) -> None:
         folder.lock(output_dir)
     if not training_args.overwrite_output_dir:
         folder.refuse_another_run(output_dir, _described)
+
+
+def _hear_of_series(data_args: Any, training_args: Any, entry: Any, digests: dict[str, str]) -> None:
+    """Adds the series of a data set that is trained on to what is described; raises ValueError where they are others
+    than those of the run in the folder. Files are named as seen from the entry's folder, which may be moved."""
+    files = Path(data_args.dataset_dir, getattr(entry, "folder", None) or "").resolve()
+    now = {os.path.relpath(Path(path).resolve(), files): digest for path, digest in digests.items()}
+    for name, held in _described["data"]["dataset"].items():
+        known = held["entry"] or {}
+        if now and (known.get("file_name"), known.get("folder")) == (
+            entry.dataset_name,
+            getattr(entry, "folder", None),
+        ):
+            if not training_args.overwrite_output_dir:
+                folder.refuse_other_series(Path(training_args.output_dir), name, now)
+            _described.setdefault("series", {})[name] = now
 
 
 def _check_generation(training_args: Any) -> None:

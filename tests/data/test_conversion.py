@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Gdsh, annotation, answer, log_history, run_cli
+from filelock import FileLock
 
-from llamafactory_ext.data.series_cache import read_once, shared_series
+from llamafactory_ext.data.series_cache import delete_left, read_once, shared_series
+from llamafactory_ext.files import private_folder
 from llamafactory_ext.gdsh import GdshError, tables
 
 
@@ -58,6 +61,33 @@ def test_what_was_read_once_is_the_same_again(tmp_path: Path, opened: Callable[[
     assert first.filled == again.filled == 1
     assert not any((tmp_path / "cache").iterdir())
     assert read_once(str(path)).filled == 1  # outside of a run too
+
+
+def test_folders_of_killed_processes_are_deleted(tmp_path: Path) -> None:
+    """Own names only, a day old, and none that a process holds."""
+    cache = private_folder(tmp_path / "cache")
+    names = ("series-abcd1234", "series-abcd1235", "series-mine", "a-0123456789abcdef")
+    for name in names[:4]:
+        (cache / name).mkdir()
+        (cache / name / "x.npz").touch()
+    (cache / "series-abcd1237").symlink_to(cache / "a-0123456789abcdef")
+    held = FileLock(cache / "series-abcd1235" / ".alive.lock")
+    held.acquire()
+    old = time.time() - 25 * 3600
+    for path in list(cache.iterdir()):
+        os.utime(path, (old, old), follow_symlinks=False)
+    (cache / "series-abcd1236").mkdir()
+    left = {path.name for path in cache.iterdir()} - {"series-abcd1234"}
+    with shared_series(cache):
+        (own,) = {path.name for path in cache.iterdir()} - left
+        os.utime(cache / own, (old, old))
+        delete_left(cache)
+        assert (cache / own).is_dir(), "a run of more than a day"
+    assert {path.name for path in cache.iterdir()} == left
+    held.release()
+    os.utime(cache / "series-abcd1235", (old, old))
+    delete_left(cache)
+    assert {path.name for path in cache.iterdir()} == left - {"series-abcd1235"}
 
 
 def test_a_changed_csv_is_trained_on(gdsh: Gdsh, demo: Path, tmp_path: Path) -> None:

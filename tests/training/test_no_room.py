@@ -187,7 +187,7 @@ def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ids=repr,
 )
 def test_memory_is_named(err: Exception, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"^There is no memory left for this process.*it starts again\.$") as told:
-        with full_disk_told(str(tmp_path)):
-            raise err
+    said = r"^There is no memory left for this process.*it starts again\.$"
+    with pytest.raises(OSError, match=said) as told, full_disk_told(str(tmp_path)):
+        raise err
     assert "written" not in str(told.value)

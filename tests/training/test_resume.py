@@ -361,6 +361,47 @@ def test_other_content_of_the_data_is_refused(begun: Path, parse: Callable[..., 
     parse(begun)
 
 
+def test_series_of_other_content_are_refused(begun: Path, recipe: dict[str, Any], train: Train) -> None:
+    """By their numbers: a file that was copied, or has another column changed, is the same."""
+    path = Path(recipe["dataset_dir"], "timeseries", "gdsh", "p2.csv")
+    text = path.read_text("utf-8")
+    record = json.loads((begun / "chatts_run.json").read_text("utf-8"))
+    assert sorted(record["series"]["a"]) == ["p0.csv", "p1.csv", "p2.csv", "p3.csv"]
+    try:
+        path.write_text(text.replace(",PV,", ",SP,") + "\n", "utf-8")
+        with pytest.raises(ValueError, match="no step is left"):
+            train(begun)
+        row = text.splitlines()[40]
+        path.write_text(text.replace(row, f"{row}5", 1), "utf-8")
+        told = r"out holds a run with series of other content in a: p2\.csv: set `overwrite_output_dir: true` to start"
+        with pytest.raises(ValueError, match=told):
+            train(begun, max_steps=6)
+        (begun / "chatts_run.json").write_text(json.dumps({**record, "series": {}}))  # of an earlier version
+        train(begun, max_steps=5)
+        assert json.loads((begun / "chatts_run.json").read_text("utf-8"))["series"]["a"]["p2.csv"]
+        path.write_text(text, "utf-8")
+        with pytest.raises(ValueError, match="series of other content"):
+            train(begun, max_steps=6)
+        train(begun, max_steps=1, overwrite_output_dir=True)
+    finally:
+        path.write_text(text, "utf-8")
+
+
+def test_many_series_of_other_content_are_counted(tmp_path: Path) -> None:
+    from llamafactory_ext.training.folder import refuse_other_series, write_record
+
+    files = {f"s{number}.csv": "x" for number in range(8)}
+    write_record(tmp_path, {"series": {"a": files}})
+    refuse_other_series(tmp_path, "a", {})  # there is no result yet
+    (tmp_path / "checkpoint-1").mkdir()
+    refuse_other_series(tmp_path, "a", files)
+    refuse_other_series(tmp_path, "b", {"t.csv": "y"})
+    with pytest.raises(ValueError, match=r"in a: s0\.csv, s1\.csv, s2\.csv, s3\.csv, s4\.csv and 3 more: set"):
+        refuse_other_series(tmp_path, "a", dict.fromkeys(files, "y"))
+    with pytest.raises(ValueError, match=r"in a: s7\.csv, t\.csv: set"):
+        refuse_other_series(tmp_path, "a", {**{file: "x" for file in files if file != "s7.csv"}, "t.csv": "x"})
+
+
 def test_what_may_differ_is_logged(begun: Path, parse: Callable[..., Any], log: pytest.LogCaptureFixture) -> None:
     parse(begun, max_steps=6, save_steps=3)
     assert "begun: max_steps 4 (here 6), save_steps 2 (here 3)." in log.text

@@ -39,6 +39,7 @@ class Notes:
         default_factory=list
     )  # intervals with rows that were interpolated, the first ones
     remarks: list[tuple[str, str]] = field(default_factory=list)  # kind and text, of what is not as usual
+    files: list[tuple[str, str]] = field(default_factory=list)  # path of a series' file, and `content` of what it held
 
 
 def note_answer(answer: Answer, notes: Notes) -> None:
@@ -59,6 +60,11 @@ def asked(texts: object, series: Sequence[FloatArray]) -> str:
         digest.update(len(one).to_bytes(8))
         digest.update(one.tobytes())
     return f"{len(series)}:{digest.hexdigest()}"
+
+
+def content(series: FloatArray) -> str:
+    """Returns a digest of the numbers of a series."""
+    return hashlib.blake2b(series.tobytes(), digest_size=8).hexdigest()
 
 
 def answered(text: str) -> str:

@@ -26,7 +26,7 @@ from llamafactory_ext.gdsh import (
 )
 from llamafactory_ext.series import FloatArray, scale
 
-from .format import Format, Notes, note_answer
+from .format import Format, Notes, content, note_answer
 
 
 _NAMED = 5  # labels of a record
@@ -114,6 +114,7 @@ def read(record: dict[str, Any], attr: Any, notes: Notes) -> tuple[dict[str, Any
         read_file = read_once if file["shared"] else read_series
         found = read_file(file["path"], attr.table)
         scale(found.values)  # raises where it can't be scaled
+        notes.files.append((file["path"], content(found.values)))
         notes.values_filled += found.filled
         notes.series_beside += file["beside"]
         notes.names_differ += file["renamed"]
