@@ -21,7 +21,7 @@ from .pictures import (
     show_pictures,
 )
 from .prompts import place_markers, refuse_control_tokens, unescaped
-from .tables import Series, read_series
+from .tables import Series, read_series, read_times
 
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "read_annotations",
     "read_anomalies",
     "read_series",
+    "read_times",
     "refuse_control_tokens",
     "show_pictures",
     "unescaped",

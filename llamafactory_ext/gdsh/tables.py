@@ -8,6 +8,7 @@ import csv
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,40 @@ def read_series(path: str | Path, options: TableOptions = TableOptions()) -> Ser
     gaps = np.flatnonzero(~good)
     values[gaps] = np.interp(gaps, np.flatnonzero(good), values[good])
     return Series(values, gaps, tuple(remarks))
+
+
+def read_times(path: str | Path, options: TableOptions = TableOptions()) -> pa.Array | None:  # noqa: B008 - frozen
+    """The cells of the time column as the file writes them, one for each row of `read_series`, as `large_string`.
+
+    Returns:
+        None where the table has no such column, or where it is that of the values.
+
+    Raises:
+        GdshError: as `read_series`, of which this is the second look.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".parquet":
+        with opened(path):
+            return _time_cells(*read_parquet(path, options), "utf-8")
+    table = _Table(scan(path, write_as_csv(path) if path.suffix.lower() == ".xlsx" else None), options)
+    if table.is_plain:
+        with suppress(pa.ArrowInvalid):
+            return _time_cells(table.layout, table.batches(), table.scan.encoding)
+    return _time_cells(table.layout, _row_batches(table, None), "utf-8")
+
+
+def _time_cells(
+    layout: Layout, batches: Iterable[tuple[Floats, dict[str, pa.Array]]], encoding: str
+) -> pa.Array | None:
+    if layout.time is None or layout.time == layout.value:
+        return None
+    parts = []
+    for _, others in batches:
+        column = others["time"]
+        if pa.types.is_binary(column.type) and encoding != "utf-8":
+            column = pa.array([cell.decode(encoding) for cell in column.to_pylist()], type=pa.large_string())
+        parts.append(column.cast(pa.large_string()).fill_null(""))
+    return pa.chunked_array(parts, type=pa.large_string()).combine_chunks()
 
 
 def _read_parquet(path: Path, options: TableOptions) -> tuple[Floats, list[Remark]]:
@@ -266,7 +301,8 @@ def _read_rows(table: _Table, options: TableOptions) -> tuple[Floats, list[Remar
     return values, [*table.extra, *remarks, *([("notation", notation.remark)] if notation.remark else [])]
 
 
-def _row_batches(table: _Table, notation: Notation) -> Iterator[tuple[Floats, dict[str, pa.Array]]]:
+def _row_batches(table: _Table, notation: Notation | None) -> Iterator[tuple[Floats, dict[str, pa.Array]]]:
+    """The rows of a table; without a notation what stands beside the values only."""
     layout = table.layout
     places = {"time": layout.time, "quality": layout.quality, "tag": layout.tag}
     others = {key: place for key, place in places.items() if place is not None and place != layout.value}
@@ -281,12 +317,12 @@ def _row_batches(table: _Table, notation: Notation) -> Iterator[tuple[Floats, di
 
 
 def _batch(
-    rows: Sequence[list[str]], value: int, others: dict[str, int], notation: Notation
+    rows: Sequence[list[str]], value: int, others: dict[str, int], notation: Notation | None
 ) -> tuple[Floats, dict[str, pa.Array]]:
     def column(place: int) -> list[str]:
         return [row[place] if place < len(row) else "" for row in rows]
 
-    values = np.array([notation.read(cell) for cell in column(value)], dtype=np.float64)
+    values = np.array([notation.read(cell) for cell in column(value)] if notation else [], dtype=np.float64)
     return values, {key: pa.array(column(place), type=pa.string()) for key, place in others.items()}
 
 

@@ -235,6 +235,53 @@ def test_the_time_column_is_told_as_it_is(tmp_path: Path, header: str, cells: li
     assert found.get("time") == (None if time is None else wanted)
 
 
+MINUTES = [f"2025-03-01 08:{minute:02d}:00" for minute in range(4)]
+EVEN = {"start": MINUTES[0], "step": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("a.csv", "采集时间;PV\n" + "".join(f"{at};{place},5\n" for place, at in enumerate(MINUTES)), {}),
+        ("a.csv", "Date Time\tvalue\n" + "".join(f"{at}\t{place}\n" for place, at in enumerate(MINUTES)), {}),
+        ("a.csv", "sep=;\ntime;value\n" + "".join(f"{at};{place}\n" for place, at in enumerate(MINUTES)), {}),
+        ("a.csv", "time,value\n" + "".join(f'"{at}","{place},000.5"\n' for place, at in enumerate(MINUTES)), {}),
+        ("a.csv", "time,value\n,℃\n" + "".join(f"{at},{place}\n" for place, at in enumerate(MINUTES)), {}),
+        ("a.csv", "time,value\n" + "".join(f"{at},{place}\n" for place, at in enumerate(MINUTES)) + "合计,6\n", {}),
+        (
+            "a.csv",
+            "time,SP,PV\n" + "".join(f"{at},1,{place}\n" for place, at in enumerate(MINUTES)),
+            {"value_column": "PV"},
+        ),
+    ],
+    ids=["semicolon", "tab", "sep", "quotes", "units", "totals", "value_column"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030", "utf-16"])
+def test_times_of_every_dialect(
+    tmp_path: Path, name: str, content: str, options: dict[str, Any], encoding: str
+) -> None:
+    root = write_data(tmp_path, {"gdsh": [record("a.jpg", reply())]}, {"a": range(4)})
+    (root / "timeseries" / "gdsh" / name).write_text(content, encoding=encoding)
+    prepare(Options(root, out=root / "o.jsonl", **options))
+    (found,) = read_lines(root / "o.jsonl")
+    assert (len(found["timeseries"][0]), found["time"]) == (4, EVEN)
+
+
+def test_times_of_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    root = write_data(tmp_path, {"gdsh": [record("a.jpg", reply())]}, {})
+    folder = root / "timeseries" / "gdsh"
+    folder.mkdir(parents=True, exist_ok=True)
+    times = [datetime.fromisoformat(at) for at in MINUTES]
+    parquet.write_table(pa.table({"time": times, "value": [1.5, 2.5, 0.5, 1.0]}), folder / "a.parquet")
+    prepare(Options(root, out=root / "o.jsonl"))
+    (found,) = read_lines(root / "o.jsonl")
+    assert found["timeseries"] == [[1.5, 2.5, 0.5, 1.0]]
+    assert datetime.fromisoformat(found["time"]["start"]) == times[0] and found["time"]["step"] == 60.0
+
+
 def test_a_single_record_is_a_list_of_one(tmp_path: Path) -> None:
     root = write_data(tmp_path, {}, {"a": range(12)})
     for one in (record("a.jpg", reply(entry(3, 4))), line(reply(entry(3, 4)), list(map(float, range(12))), name="a")):

@@ -208,7 +208,7 @@ def reading() -> Iterator[None]:
         raise
     except ImportError as err:
         raise GdshError(
-            f"needs {err.name or 'another package'} to be read: pip install 'llamafactory-ext[import]'"
+            f"needs {err.name or 'openpyxl'} to be read: pip install {err.name or 'openpyxl'}, or save it as CSV"
         ) from err
     except (ValueError, OSError, UnicodeError, pd.errors.ParserError, csv.Error) as err:
         raise GdshError(f"can't be read as a table ({' '.join(str(err).split())[:200]}); export it anew") from err

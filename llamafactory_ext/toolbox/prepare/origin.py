@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv as arrow_csv
 
 from llamafactory_ext.data.formats.chatts import ROWS, TIME, original_rows, shorten_rows
-
-
-_TIMES = {"time", "timestamp", "date", "datetime", "date_time", "时间", "日期", "时间戳", "日期时间", "采集时间"}
+from llamafactory_ext.gdsh import TableOptions, read_times
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,50 +57,24 @@ def read_origin(fields: Mapping[str, Any], points: int) -> Origin:
     return Origin(rows)
 
 
-def find_origin(path: str, points: int) -> Origin:
-    """The origin of a whole series, with the time column of its CSV file where there is one that can be read."""
-    rows, cells = np.arange(points, dtype=np.int64), _time_cells(path)
-    if cells is None or len(cells) != points or cells.null_count:
+def find_origin(path: str, points: int, options: TableOptions) -> Origin:
+    """The origin of a whole series, with the time column of its table where there is one.
+
+    Arguments:
+        points: how many rows of it were read.
+    """
+    rows, cells = np.arange(points, dtype=np.int64), read_times(path, options)
+    if cells is None or len(cells) != points or not pc.all(pc.match_substring_regex(cells, "[0-9]")).as_py():
         return Origin(rows)
-    for kind in (pa.timestamp("ms"), pa.float64()):
+    for kind in (pa.timestamp("ns"), pa.float64()):
         try:
             times = pc.cast(pc.replace_substring(cells, "/", "-"), kind)
         except pa.ArrowInvalid:
             continue
-        numbers = np.asarray(times.cast(pa.int64()) if kind != pa.float64() else times, dtype=np.float64)
-        steps = np.diff(numbers)
+        steps = np.diff(np.asarray(times.cast(pa.int64()) if kind != pa.float64() else times))
         if not steps.any():  # one row, or a date that is the same in all of them
             return Origin(rows)
         if (steps == steps[0]).all():
-            return Origin(rows, cells[0].as_py(), float(steps[0]) / (1 if kind == pa.float64() else 1000))
+            return Origin(rows, cells[0].as_py(), float(steps[0]) / (1 if kind == pa.float64() else 10**9))
         break
     return Origin(rows, axis=np.array(cells.to_pylist(), dtype=object))
-
-
-def _time_cells(path: str) -> pa.StringArray | None:
-    """The cells of the first column that is called a time; None where there is none, or the table is an odd one."""
-    with Path(path).open("rb") as file:
-        first = file.readline(1 << 16)
-        for encoding in ("utf-8-sig", "gb18030"):
-            try:
-                names = [name.strip().strip('"').lower() for name in first.decode(encoding).split(",")]
-                break
-            except UnicodeDecodeError:
-                continue
-        else:
-            return None
-        place = next((place for place, name in enumerate(names) if name in _TIMES), None)
-        if place is None:
-            return None
-        columns = [str(number) for number in range(len(names))]
-        try:
-            table = arrow_csv.read_csv(
-                file,
-                read_options=arrow_csv.ReadOptions(use_threads=False, column_names=columns),
-                convert_options=arrow_csv.ConvertOptions(
-                    include_columns=[str(place)], column_types={str(place): pa.string()}, strings_can_be_null=True
-                ),
-            )
-        except pa.ArrowInvalid:
-            return None
-    return table.column(0).combine_chunks()

@@ -60,7 +60,7 @@ def prepare_point(records: Sequence[Record], options: Options, texts: frozenset[
     if len(samples) > 1 and options.merge_points:
         samples = [merge_samples(samples, tally)]
     longest = max(map(len, series))
-    origin = records[0].origin or find_origin(records[0].series[0], longest)
+    origin = records[0].origin or find_origin(records[0].series[0], longest, options.table)
     for sample in samples:
         tally.counts["prepared"] += 1
         for start, stop, anomalies in _windows(sample.anomalies, longest, options, tally.counts):
