@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from llamafactory_ext.model import read_config
 from llamafactory_ext.series import describe, encode
+from llamafactory_ext.toolbox.cli import evaluate
 
 
 NEW_TOKENS = 12
@@ -25,6 +26,7 @@ SERIES = {
     "c": [float((i * 37) % 101) for i in range(203)],
     "d": [5.0],
 }
+USER = "请找出异常区间，用JSON回答。"
 LONG = answer(*[(i, i + 1) for i in range(0, 58, 2)])
 RECORDS = [("a", LONG), ("ab", answer((2, 3))), ("d", answer()), ("cad", answer((9, 9))), ("b", answer((1, 1)))]
 CUTOFF = 300  # room for every prompt, not for the prompt of `a` with its answer
@@ -134,6 +136,51 @@ def test_a_batch_with_an_adapter(demo: Path, data: Path, adapter: Path, tmp_path
     )
     assert "ROUGE and BLEU are left out" in log
     assert not any("rouge" in key for key in json.loads((tmp_path / "out" / "predict_results.json").read_text()))
+
+
+@pytest.mark.parametrize("form", ["gdsh", "chatts", "chatts without answers"])
+def test_series_without_labels_are_answered_and_not_scored(
+    form: str,
+    demo: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Through the recipe, in each form that data come in; `evaluate` then scores the one that has a label."""
+    data = Gdsh(tmp_path / "data")
+    replies = ["", answer((2, 3)), ""]
+    if form == "gdsh":
+        for name in "abc":
+            data.csv(f"{name}.csv", SERIES[name])
+        data.records(*(annotation(f"{name}.jpg", reply) for name, reply in zip("abc", replies, strict=True)))
+    else:
+        columns = {"prompt": "input", "response": "output", "timeseries": "timeseries"}
+        lines = [{"input": f"<ts><ts/>\n{USER}", "timeseries": [SERIES[name]]} for name in "abc"]
+        if form == "chatts":
+            lines = [{**line, "output": reply} for line, reply in zip(lines, replies, strict=True)]
+        else:
+            replies = [""] * 3
+            del columns["response"]
+        data.folder.mkdir()
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (data.folder / "lines.jsonl").write_text(text, encoding="utf-8")
+        data.entry = {"file_name": "lines.jsonl", "columns": columns}
+        data.describe()
+    keys = ["quantization_bit=null", f"cache_dir={tmp_path / 'cache'}"]
+    found, _ = predict(demo, data.folder, adapter, tmp_path, *keys, here=monkeypatch)
+    assert [line["label"].rstrip() for line in found] == replies
+    assert all(line["predict"] for line in found)
+    file = tmp_path / "out" / "generated_predictions.jsonl"
+    monkeypatch.setattr(sys, "argv", ["llamafactory-ext evaluate", str(file), "--out", str(tmp_path / "scores")])
+    status = evaluate.main()
+    said = capsys.readouterr()
+    if any(replies):
+        scores = json.loads((tmp_path / "scores" / "scores.json").read_text("utf-8"))
+        assert (status, scores["records"], scores["records_unlabelled"]) == (0, 1, 2)
+    else:
+        assert status == 1 and "none of 3 predictions has a label, so that nothing can be scored" in said.err
+        assert not (tmp_path / "scores").exists()
 
 
 def test_a_batch_in_4_bit(

@@ -66,6 +66,7 @@ def find_origin(path: str, points: int, options: TableOptions) -> Origin:
     rows, cells = np.arange(points, dtype=np.int64), read_times(path, options)
     if cells is None or len(cells) != points or not pc.all(pc.match_substring_regex(cells, "[0-9]")).as_py():
         return Origin(rows)
+    cells = pc.replace_substring(cells, "\N{MINUS SIGN}", "-")
     for kind in (pa.timestamp("ns"), pa.float64()):
         try:
             times = pc.cast(pc.replace_substring(cells, "/", "-"), kind)
