@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare": "make training data of annotations and CSV files",
     "check": "show what a run would see of a data set, and what is wrong with it",
     "plan": "say before a run whether it fits, how many steps it has and how long it takes",
+    "detect": "find anomalies in a folder of series with a trained model",
     "evaluate": "score what a model predicted",
     "compare": "hold runs over the same records to one another",
     "labels": "write labels or predictions as pre-labels for people's tools",

@@ -37,7 +37,7 @@ def _up_to(most: int) -> list[str]:
     for place, digit in enumerate(digits):
         lowest = 1 if place == 0 and len(digits) > 1 else 0
         if int(digit) > lowest:  # equal so far, smaller here, then anything
-            same.append(f'{_literal(digits[:place])}[{lowest}-{int(digit) - 1}]{_any(len(digits) - place - 1)}')
+            same.append(f"{_literal(digits[:place])}[{lowest}-{int(digit) - 1}]{_any(len(digits) - place - 1)}")
     return [*shorter, *same, _literal(digits)]
 
 

@@ -1,8 +1,9 @@
 """Engines: what answers questions about series. Each is opened once and asked in batches."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,11 @@ from llamafactory_ext.errors import UsageError
 from llamafactory_ext.gdsh import refuse_control_tokens
 
 
-ENGINES = ("transformers", "vllm", "ray")
+ENGINES = {
+    "transformers": ("transformers_engine", "TransformersEngine"),
+    "vllm": ("vllm_engine", "VllmEngine"),
+    "ray": ("ray_engine", "RayEngine"),
+}
 SYSTEM = "You are a helpful assistant."  # that of template `chatts`
 
 
@@ -62,6 +67,8 @@ class Settings:
     model: str
     """Folder or hub name of a ChatTS checkpoint."""
     adapter: str = ""
+    system: str = SYSTEM
+    """For `chat_text`."""
     max_new_tokens: int = 1024
     constrained: bool = True
     """Answers are kept to the grammar of answers about anomalies."""
@@ -76,30 +83,21 @@ def chat_text(prompt: str, system: str = SYSTEM) -> str:
     """Returns a question as template ``chatts`` writes it, up to where the answer begins."""
     refuse_control_tokens(prompt)
     refuse_control_tokens(system)
-    return (
-        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def open_engine(name: str, settings: Settings) -> Engine:
     """Opens an engine by its name.
 
     Raises:
-        UsageError: there is no such engine, or what it needs is not installed.
+        UsageError: there is no such engine, what it needs is not installed, or the model can't be opened.
     """
+    if name not in ENGINES:
+        raise UsageError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+    module, made = ENGINES[name]
     try:
-        if name == "transformers":
-            from .transformers_engine import TransformersEngine
-
-            return TransformersEngine(settings)
-        if name == "vllm":
-            from .vllm_engine import VllmEngine
-
-            return VllmEngine(settings)
-        if name == "ray":
-            from .ray_engine import RayEngine
-
-            return RayEngine(settings)
+        return cast(Engine, getattr(importlib.import_module(f"{__package__}.{module}"), made)(settings))
     except ModuleNotFoundError as missing:
-        raise UsageError(f"engine {name} needs {missing.name}, which is not installed here; see docs/detect.md") from None
-    raise UsageError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+        raise UsageError(
+            f"engine {name} needs {missing.name}, which is not installed here: see docs/detect.md"
+        ) from missing

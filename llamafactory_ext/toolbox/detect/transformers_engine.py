@@ -70,9 +70,8 @@ class TransformersEngine:
             answers += self._batch(questions[start : start + self.settings.batch], temperature, seed + start)
         return answers
 
-    @torch.inference_mode()
     def _batch(self, questions: Sequence[Question], temperature: float, seed: int) -> list[Answer]:
-        texts = [chat_text(question.prompt) for question in questions]
+        texts = [chat_text(question.prompt, self.settings.system) for question in questions]
         series = [one for question in questions for one in question.series]
         inputs = self.processor(texts, series, padding=True, add_special_tokens=False).to(self.model.device)
         length = inputs["input_ids"].shape[1]
@@ -87,7 +86,11 @@ class TransformersEngine:
             chosen.append(self.grammars.processor([question.points for question in questions]))
         noted = Probabilities()
         chosen.append(noted)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature > 0
+            else {"do_sample": False}
+        )
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             found = self.model.generate(
@@ -97,6 +100,7 @@ class TransformersEngine:
                     eos_token_id=sorted(ends),
                     pad_token_id=self.tokenizer.pad_token_id,
                     use_cache=True,
+                    repetition_penalty=1.0,  # whatever the checkpoint's own file says
                     **sampling,
                 ),
                 logits_processor=chosen,

@@ -7,7 +7,7 @@ Labels lie above the series and predictions below, so that agreement is a column
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ ACROSS, DOWN = 4000, 1000
 _NAMES = {LABEL: "labels", GUESS: "predicted"}
 _LANE, _GAP = 12, 4  # heights of a row of bars, and of what lies between it and the plot
 _PLOT, _BARE = 120, 16  # height of the plot, with a series and without
+_TIME = len("2025-01-01 00:00")
 _AXIS = 18  # below everything, for the numbers
 _POINTS = 1000  # drawn of a series, about
 _CROWD = 60  # single points: large marks of more would hide the series
@@ -93,8 +94,8 @@ class Panel:
     plot: int
     """Upper edge and height of the plot."""
     bottom: int
-    columns: list[tuple[float, int]]
-    """Places and indices of vertical lines."""
+    columns: Sequence[tuple[float, int | str]]
+    """Places and indices of vertical lines, or what is written there in place of an index."""
     rows: list[tuple[float, float]]
     """Places and values of horizontal lines."""
     line: str
@@ -107,6 +108,13 @@ class Panel:
     @property
     def height(self) -> int:
         return self.bottom + _AXIS
+
+    def with_times(self, time: Callable[[int], str]) -> "Panel":
+        """Returns the panel with times on its axis, at every second line; without times, as it is."""
+        named = [
+            (place, time(index)[:_TIME] if isinstance(index, int) else index) for place, index in self.columns[::2]
+        ]
+        return replace(self, columns=named) if named and named[0][1] else self
 
 
 def make_panels(

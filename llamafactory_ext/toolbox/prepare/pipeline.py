@@ -17,6 +17,7 @@ from typing import Any
 from llamafactory_ext.files import Drafts, WriteError
 from llamafactory_ext.gdsh import GdshError
 
+from .asking import Asking, commonest, path_beside
 from .options import Options, PrepareError, check_options
 from .outputs import Outputs
 from .points import golden_keys, prepare_batch
@@ -96,8 +97,20 @@ def _finish(spool: Spool, tally: Tally, outputs: Outputs, sources: Sources, opti
         report = make_report(options, spool, tally, outputs.written, outputs.split, registered)
         if options.report:
             outputs.drafts.write_json(options.report, report)
+        if options.out:
+            _draft_asking(outputs.drafts, options, tally)
         outputs.drafts.commit()
     return report
+
+
+def _draft_asking(drafts: Drafts, options: Options, tally: Tally) -> None:
+    """How records ask, for `detect`; training takes it along. Not where no record asks about one series."""
+    prompt, system = commonest(tally.prompts)
+    if prompt and options.out:
+        types = tuple(kind for kind, _ in tally.types.most_common() if kind)
+        stride = options.stride or options.window
+        asking = Asking(prompt, system, options.window, stride, options.max_points, options.compact_answers, types)
+        drafts.write(path_beside(options.out), asking.as_json().encode("utf-8", "backslashreplace"))
 
 
 def _nothing_left(spool: Spool, tally: Tally) -> str:

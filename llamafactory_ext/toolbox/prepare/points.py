@@ -162,6 +162,7 @@ def _write(
         tally.too_long.append({**named, **window, "characters": len(text)})
     tally.counts["intervals"] += len(anomalies)
     tally.types.update(anomaly.type for anomaly in anomalies)
+    tally.prompts[sample.prompt, record.system or ""] += 1
     tally.interval_lengths.update(anomaly.end - anomaly.start + 1 for anomaly in anomalies)
     tally.series_lengths.update(map(len, series))
     return Line(

@@ -37,6 +37,8 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
+    prompts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """User and system text of each written record."""
     interval_lengths: Counter[int] = field(default_factory=Counter)
     """In rows of the written series."""
     series_lengths: Counter[int] = field(default_factory=Counter)
@@ -53,6 +55,7 @@ class Tally:
         """Add what `other` counted; its lines are not taken over."""
         self.counts.update(other.counts)
         self.types.update(other.types)
+        self.prompts.update(other.prompts)
         self.interval_lengths.update(other.interval_lengths)
         self.series_lengths.update(other.series_lengths)
         self.gaps.update(other.gaps)
