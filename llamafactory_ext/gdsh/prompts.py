@@ -8,6 +8,8 @@ from llamafactory_ext.errors import GdshError, excerpt
 
 IMAGE = "<image>"
 MARKER = "<ts><ts/>"
+ASKING, ASKING_SUFFIX = "detect.json", ".detect.json"
+"""Files that say how a model was taught to ask: beside it, and ``train.detect.json`` beside ``train.jsonl``."""
 
 _CONTROL = re.compile(r"<\|\w+\|>")  # all special tokens of Qwen look so: <|im_end|>, <|endoftext|>, <|image_pad|>
 _FRAMES = re.compile(r"<\|\w+\|>|</?(?:tool_call|tool_response|think)>")  # no special tokens, and tokens all the same

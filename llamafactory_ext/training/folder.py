@@ -20,6 +20,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import CHECKPOINT_NAMES
 
 from llamafactory_ext.files import write_whole
+from llamafactory_ext.gdsh.prompts import ASKING, ASKING_SUFFIX
 from llamafactory_ext.training.whole_checkpoints import WRITTEN_LAST, checkpoints, first_fault, read_json
 
 
@@ -160,6 +161,18 @@ def write_record(folder: Path, now: Mapping[str, Any]) -> None:
     """Writes what is trained with beside the checkpoints to come."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RECORD, [json.dumps(now, ensure_ascii=False, indent=1), "\n"])
+
+
+def write_asking(folder: Path, data_args: Any) -> None:
+    """Copies how the data set's records ask, which `prepare` left beside it, for `llamafactory-ext detect`."""
+    info = read_json(Path(str(data_args.dataset_dir), "dataset_info.json"))
+    names = [info.get(name) for name in data_args.dataset or ()]
+    for entry in names:
+        data = Path(str(data_args.dataset_dir), str(entry.get("file_name", ""))) if isinstance(entry, dict) else Path()
+        said = data.with_name(f"{data.stem}{ASKING_SUFFIX}") if data.name else data
+        if said.is_file():
+            write_whole(folder / ASKING, [said.read_text("utf-8")])
+            return
 
 
 def is_finished(folder: Path, step: int) -> bool:

@@ -70,12 +70,13 @@ def install_infer(upstream: Any) -> str | None:
 
 def begin_training() -> None:
     """The data have been read and the model is about to be trained: the folder becomes this run's."""
-    training_args = this_run()[2]
+    _, data_args, training_args, *_ = this_run()
     if training_args.do_train and is_first_process():
         output_dir = Path(training_args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         folder.lock(output_dir)
         folder.write_record(output_dir, _described)
+        folder.write_asking(output_dir, data_args)
 
 
 def is_first_process() -> bool:

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("toolbox.session",),
     ("toolbox.pages",),
     ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate", "toolbox.grafting"),
+    ("toolbox.detect",),
     ("toolbox.demo",),
     ("toolbox.cli",),
     ("__main__",),

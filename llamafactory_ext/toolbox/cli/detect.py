@@ -1,184 +1,259 @@
-"""Finds anomalies in a folder of series with a trained model: intervals at their own rows and times.
+"""Finds anomalies in files of series with a trained model: intervals at their own rows and times.
 
 llamafactory-ext detect plant/today --model ChatTS-14B --adapter saves/chatts-14b/2080ti_qlora --out night
 llamafactory-ext detect plant/today --model merged --out night --window 1024 --stride 512 --mask
 
-Series are cut, thinned and asked about as the adapter was trained (its folder's detect.json, which prepare and
-training write); options override. What is finished stays: the same command resumes after a kill, asks about new and
-changed series alone, and writes its tables anew.
+Series are cut, thinned and asked about as the adapter was trained (detect.json, which prepare writes and training
+copies); options override. What is answered stays: the same command goes on after a kill, asks about new and changed
+files alone, and writes its tables anew.
 """
 
 import argparse
-import re
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from llamafactory_ext.errors import UsageError
-from llamafactory_ext.files import refuse_foreign
-from llamafactory_ext.series import MARKER
+from llamafactory_ext.errors import GdshError, UsageError
+from llamafactory_ext.files import WriteError
+from llamafactory_ext.gdsh.prompts import ASKING, place_markers
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
+    INTERRUPTED,
     USAGE,
     complain,
     positive,
     print_table,
+    progress,
     say,
-    track,
 )
-from llamafactory_ext.toolbox.detect.engines import ENGINES, Settings, open_engine
-from llamafactory_ext.toolbox.detect.manner import Manner, find_manner, with_options
-from llamafactory_ext.toolbox.detect.outputs import GENERATOR, PAGE, write_outputs, write_page
-from llamafactory_ext.toolbox.detect.pipeline import Options, Report, detect
+from llamafactory_ext.toolbox.detect.engines import ENGINES, SYSTEM, Settings, open_engine
+from llamafactory_ext.toolbox.detect.identity import claim, contents, refuse_other
+from llamafactory_ext.toolbox.detect.journal import Journal
+from llamafactory_ext.toolbox.detect.outputs import Results, write_results
+from llamafactory_ext.toolbox.detect.page import PAGE, write_page
+from llamafactory_ext.toolbox.detect.pipeline import Counts, Options, ask_all, find_files, parse_shard
+from llamafactory_ext.toolbox.detect.reading import How
+from llamafactory_ext.toolbox.importing.layout import PROMPTS
 from llamafactory_ext.toolbox.importing.sources import Reading
+from llamafactory_ext.toolbox.prepare.asking import Asking, read_asking
+from llamafactory_ext.toolbox.prepare.options import SMALLEST
+from llamafactory_ext.toolbox.session.silence import hush
 
 
-_NAMED = 10
+SHOWN = 20
+WHOLE, STRIDE = 1024, 768
+"""Without a word on how to ask: rows of a window, and from one window's start to the next."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="llamafactory-ext detect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit status: 0 every series answered, 1 some were not (failed.csv names them), 2 wrong usage.",
+        epilog="exit status: 0 every series answered, 1 some were not (failed.csv names them), 2 wrong usage, "
+        "130 interrupted: what was answered stays.",
     )
-    parser.add_argument(
-        "sources", nargs="+", type=Path, metavar="SOURCE", help="files or folders, as import reads them"
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, metavar="SOURCE", help="files and folders, as import reads them")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="a ChatTS checkpoint: the one that was trained on, or a merged one",
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a ChatTS checkpoint: the one that was trained on"
-    )
-    parser.add_argument("--adapter", default="", metavar="DIR", help="the adapter that training wrote")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the answers, of this run alone"
-    )
+    add("--adapter", default="", metavar="DIR", help="the adapter that training wrote")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the answers, of this run alone")
     add = parser.add_argument_group("how series become questions").add_argument
     add("--window", type=int, metavar="N", help="rows of a window; 0: whole series")
-    add("--stride", type=int, metavar="M", help="rows from one window's start to the next")
-    add("--max-points", type=int, metavar="N", help="thin longer series, or windows, to N points; 0: never")
-    add("--prompt", type=Path, metavar="FILE", help=f"the question; its series stands at {MARKER}, or in front")
+    add("--stride", type=int, metavar="M", help="rows from one window's start to the next; default: N")
+    add("--points", type=int, metavar="N", help="thin longer series, or windows, to N points; 0: never")
+    add("--prompt", type=Path, metavar="FILE", help="the question; <image> stands for the series")
     add = parser.add_argument_group("how series are read").add_argument
-    add("--value-column", default="", metavar="NAME")
-    add("--time-column", default="", metavar="NAME")
-    add("--tag-column", default="", metavar="NAME", help="of a long table")
-    add("--names", default="", choices=("file",), help="series are called after their file and column")
+    for what in ("value", "time", "tag"):
+        add(f"--{what}-column", default="", metavar="NAME", help=f"default: the {what} column is found by looking")
+    add("--names", choices=("column", "file"), default="column", help="what series of one file are called after")
+    add("--dates", choices=("day-first", "month-first"), default="", help="how dates such as 01/02/2025 are meant")
+    add("--timezone", metavar="ZONE", help="of times that name none, e.g. Asia/Shanghai")
     add = parser.add_argument_group("answers").add_argument
     add("--free", action="store_true", help="do not keep answers to JSON with intervals inside of the series")
-    add("--votes", type=positive, default=0, metavar="K", help="confidence from K sampled answers, not probabilities")
+    add("--votes", type=int, default=0, metavar="K", help="confidence from K sampled answers, not probabilities")
     add("--max-new-tokens", type=positive, default=1024, metavar="N", help="of an answer; default: 1024")
-    add("--again", action="store_true", help="ask about all series, those answered before, too")
-    add("--mask", action="store_true", help="write mask/SERIES.csv as well: 0 or 1 for each row")
-    add = parser.add_argument_group("the engine").add_argument
+    add("--again", action="store_true", help="ask about all series once more")
+    add("--mask", action="store_true", help="write masks/SERIES.csv as well: 0 or 1 for each row")
+    add("--drawn", type=int, default=100, metavar="N", help="series that the page draws; default: 100")
+    add = parser.add_argument_group("engine and machines").add_argument
     add("--engine", default="transformers", choices=sorted(ENGINES), help="default: transformers")
     add("--batch", type=positive, default=16, metavar="N", help="questions at a time; default: 16")
     add("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
-    add("--quantization-bit", type=int, choices=(4, 8), help="load the model in 4 or 8 bit, as it was trained")
-    add(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="this share of the series alone, I from 1; shares of one --out add up",
-    )
-    return parser
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N, such as 1/4, with I from 1 to N")
-    return int(found[1]), int(found[2])
+    add("--quantization-bit", type=int, choices=(4, 8), help="load the model in 4 or 8 bit")
+    add("--shard", default="1/1", metavar="I/N", help="the I-th of N shares; without it all are brought together")
+    add("--join", nargs="+", type=Path, default=[], metavar="DIR", help="further folders of this run's shares")
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
-    given = make_parser().parse_args()
+    given = parse()
     try:
-        refuse_foreign(given.out / PAGE, GENERATOR, "--out")
-        manner, file = find_manner([one for one in (given.adapter, given.model) if one])
-        manner = with_options(
-            manner,
-            window=given.window,
-            stride=given.stride,
-            max_points=given.max_points,
-            prompt=_prompt(given.prompt) if given.prompt else None,
-        )
-        options = _options(given, manner)
-        say(
-            f"asked {f'as {file} says' if file else 'in the default manner: there is no detect.json'}: {manner.said()}"
-        )
-        report = detect(options, lambda: open_engine(options.engine, options.settings), track)
-        if options.shard:
-            _show(report, f"{given.out}: when all shards are done, the same command without --shard writes the tables")
-            return FAULTS if report.failures else DONE
-        write_outputs(given.out, report.entries, report.failures, given.mask)
-        write_page(given.out, report.entries, report.failures, options.reading, _facts(options, manner))
+        hush()
+        return _run(given)
     except UsageError as err:
         complain(f"error: {err}")
         return USAGE
-    except OSError as err:
-        complain(f"error: {err.filename or given.out} can't be written: {err.strerror or err}")
+    except WriteError as err:
+        complain(f"error: {err.filename} can't be written: {err.strerror}")
         return FAULTS
-    _show(report, f"{given.out}: detections.csv, detections.jsonl, failed.csv, {PAGE}")
-    return FAULTS if report.failures else DONE
+    except FloatingPointError as err:
+        complain(f"error: {err}")
+        return FAULTS
+    except KeyboardInterrupt:
+        complain(f"interrupted: what was answered stays in {given.out}; the same command goes on")
+        return INTERRUPTED
 
 
-def _options(given: argparse.Namespace, manner: Manner) -> Options:
-    settings = Settings(
+def _run(given: argparse.Namespace) -> int:
+    if given.votes < 0 or given.votes == 1:
+        raise UsageError(f"--votes {given.votes}: expected 2 or more, a share of one answer says nothing")
+    asking, said = how_to_ask(given)
+    settings = _settings(given, asking)
+    options = _options(given, asking)
+    files = find_files(options)
+    run = _describe(given, asking, settings)
+    claim(given.out, run)
+    for folder in given.join:
+        refuse_other(folder, run)
+    say(said)
+    journal = Journal(given.out, options.shard_name, given.join, given.again)
+    try:
+        with progress() as bar:
+            task = bar.add_task("detecting", total=len(files))
+            counts = ask_all(
+                options,
+                journal,
+                cache(lambda: open_engine(given.engine, settings)),
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        if options.shard_name:
+            return _show_shard(given, options, counts)
+        found = write_results(given.out, counts.files, journal, given.mask, given.drawn)
+        write_page(given.out, found, journal, options.how, f"Detections in {', '.join(map(str, given.sources))}")
+    finally:
+        journal.close()
+    _show(counts, found)
+    say(f"{given.out}: detections.csv, detections.jsonl, failed.csv, {PAGE}{', masks/' if given.mask else ''}")
+    return FAULTS if found.failed else DONE
+
+
+def how_to_ask(given: argparse.Namespace) -> tuple[Asking, str]:
+    """Returns how to ask, and a line that says where that comes from.
+
+    Raises:
+        UsageError: the file or the options can't be used.
+    """
+    path = _asking_file(given)
+    try:
+        asking = Asking(PROMPTS["zh"].replace("<image>", "<ts><ts/>")) if path is None else read_asking(path)
+        asking = replace(asking, **_overrides(given, path is None))
+    except GdshError as err:
+        raise UsageError(str(err)) from err
+    window, points = asking.window, asking.points
+    cut = f"windows of {window} rows, {asking.stride or window} apart" if window else "whole series"
+    cut += f", thinned to {points} points" if points else ""
+    if path is None:
+        return asking, f"asked by default, {cut}: no {ASKING} beside the adapter or the model says how it was trained"
+    return asking, f"asked as {path} says, options first: {cut}"
+
+
+def _asking_file(given: argparse.Namespace) -> Path | None:
+    """An adapter's folder or, of a checkpoint in it, the folder above; else the model's."""
+    folders = [Path(one) for one in (given.adapter, given.model) if one]
+    places = [place for folder in folders for place in (folder / ASKING, folder.resolve().parent / ASKING)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _overrides(given: argparse.Namespace, default: bool) -> dict[str, Any]:
+    for name, least in (("window", 1), ("stride", 1), ("points", SMALLEST)):
+        value = getattr(given, name)
+        if value is not None and value != 0 and value < least:
+            raise UsageError(f"--{name} {value} is too small; expected {least} or more, or 0 for none")
+    found: dict[str, Any] = {}
+    if given.window is not None:
+        found |= {"window": given.window or None, "stride": given.stride or given.window or None}
+    elif default and given.points is None:
+        found |= {"window": WHOLE, "stride": STRIDE}
+    if given.stride is not None:
+        found |= {"stride": given.stride or None}
+    if given.points is not None:
+        found |= {"points": given.points or None}
+    if found.get("stride") and given.window and found["stride"] > given.window:
+        raise UsageError(f"--stride {given.stride} does not fit --window {given.window}: rows would be left out")
+    if given.prompt:
+        try:
+            (found["prompt"],), _ = place_markers([given.prompt.read_text("utf-8").strip()], 1)
+        except (OSError, UnicodeError, GdshError) as err:
+            raise UsageError(f"--prompt {given.prompt}: {err}") from err
+    return found
+
+
+def _settings(given: argparse.Namespace, asking: Asking) -> Settings:
+    return Settings(
         model=given.model,
         adapter=given.adapter,
+        system=asking.system or SYSTEM,
         max_new_tokens=given.max_new_tokens,
         constrained=not given.free,
         dtype=given.dtype,
         quantization_bit=given.quantization_bit,
         batch=given.batch,
     )
-    reading = Reading(given.value_column, given.time_column, tag_column=given.tag_column, names=given.names)
-    return Options(
-        tuple(given.sources),
-        given.out,
-        settings,
-        manner,
-        given.engine,
-        reading,
-        given.votes,
-        given.again,
-        given.shard,
-    )
 
 
-def _prompt(path: Path) -> str:
-    try:
-        text = path.read_text("utf-8").strip("\n")
-    except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"--prompt {path} can't be read: {err}") from err
-    text = text.replace("<image>", MARKER)
-    return text if MARKER in text else f"{MARKER}\n{text}"
+def _options(given: argparse.Namespace, asking: Asking) -> Options:
+    names = "file" if given.names == "file" else ""
+    reading = Reading(given.value_column, given.time_column, "", given.tag_column, names)
+    how = How(reading, given.dates, given.timezone)
+    return Options(tuple(given.sources), given.out, asking, how, parse_shard(given.shard), given.votes, given.batch)
 
 
-def _facts(options: Options, manner: Manner) -> Mapping[str, object]:
+def _describe(given: argparse.Namespace, asking: Asking, settings: Settings) -> dict[str, Any]:
+    """What a run's results depend on."""
+    names = ("value_column", "time_column", "tag_column", "names", "dates", "timezone", "votes", "engine", "batch")
     return {
-        "model": options.settings.model,
-        "adapter": options.settings.adapter or "none",
-        "series cut": manner.said(),
-        "confidence": f"share of {options.votes} sampled answers that overlap" if options.votes
-        else "probability of an interval's own numbers and type, a geometric mean",
-    }  # fmt: skip
+        "model": contents(given.model),
+        "adapter": contents(given.adapter) if given.adapter else "",
+        **{name: getattr(given, name) for name in names},
+        **{name: getattr(settings, name) for name in ("constrained", "max_new_tokens", "dtype", "quantization_bit")},
+        **{name: value for name, value in vars(asking).items() if name not in ("types", "compact_answers")},
+    }
 
 
-def _show(report: Report, written: str) -> None:
+def _show_shard(given: argparse.Namespace, options: Options, counts: Counts) -> int:
+    broken = [(str(one.path), one.reason) for one in counts.files if not one.key]
+    for path, reason in broken[:SHOWN]:
+        complain(f"{path}: {reason}")
+    say(
+        f"shard {options.shard_name}: {counts.asked} series answered; when all shards are done, the same command "
+        f"without --shard writes the results (with --join DIR… where their --out differ)"
+    )
+    return FAULTS if broken else DONE
+
+
+def _show(counts: Counts, found: Results) -> None:
     rows = [
-        ("files", report.files),
-        ("series answered now", report.answered),
-        ("series answered before, unchanged", report.known),
-        ("intervals", sum(len(one.detections) for one in report.entries)),
-        ("series with an anomaly", sum(bool(one.detections) for one in report.entries)),
-        ("rows without a value, interpolated", sum(one.filled for one in report.entries)),
-        ("not answered, or not wholly", len(report.failures)),
+        ("files", len(counts.files)),
+        ("series answered", found.series),
+        ("  of these in this call", counts.asked),
+        ("  with anomalies", found.with_intervals),
+        ("intervals", found.intervals),
+        ("missing values, interpolated", found.filled),
+        ("files, series, answers that failed, see failed.csv", found.failed),
     ]
-    print_table("Detect", ("", "number"), [row for row in rows if row[1] or row[0] in ("files", "intervals")])
-    for one in report.failures[:_NAMED]:
-        complain(f"{one.series or one.file}: {one.reason}")
-    if len(report.failures) > _NAMED:
-        complain(f"... and {len(report.failures) - _NAMED} more, in failed.csv")
-    say(written)
+    print_table("Detections", ("", "number"), rows)
+    for file, series, start, end, reason in found.failures[:SHOWN]:
+        where = " ".join(
+            filter(None, (f"series {series!r}" if series else "", f"rows {start} to {end}" if start else ""))
+        )
+        complain(": ".join(filter(None, (file, where, reason))))
+    if found.failed > SHOWN:
+        complain(f"... and {found.failed - SHOWN} more in failed.csv")

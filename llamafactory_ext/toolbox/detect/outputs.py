@@ -1,111 +1,179 @@
-"""What detect writes at the end: tables, masks, what failed, and the page with the least confident first."""
+"""The files of results, written from the journal series by series; what is there before stays until all are whole."""
 
 import csv
+import heapq
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.files import Drafts, write_whole
-from llamafactory_ext.toolbox.importing.sources import Reading
-from llamafactory_ext.toolbox.pages import generator, render
-from llamafactory_ext.toolbox.pages.panel import GUESS, make_panel
+from llamafactory_ext.files import Drafts, writing
 
-from .journal import Entry
-from .series import Failure, Found, read_file
+from .journal import Journal
+from .pipeline import Looked
 
 
-PAGE, GENERATOR = "index.html", generator("detect")
+DETECTIONS, ANSWERS, FAILED, MASKS = "detections.csv", "detections.jsonl", "failed.csv", "masks"
 COLUMNS = ("series", "start", "end", "start_time", "end_time", "type", "confidence", "reason")
-DRAWN = 100
-"""Series that the page draws; the others are in its table."""
+FAILED_COLUMNS = ("file", "series", "start", "end", "reason")
 
 
-def write_outputs(out: Path, entries: Sequence[Entry], failures: Sequence[Failure], mask: bool) -> None:
-    """Writes `detections.csv`, `detections.jsonl`, `failed.csv` and, on request, `mask/SERIES.csv`; all or none."""
+@dataclass(order=True)
+class Unsure:
+    """A series to be drawn: the least confident come first."""
+
+    confidence: float
+    """Of its least confident interval; below 0 where an answer can't be read."""
+    series: str
+    path: Path = field(compare=False)
+    key: str = field(compare=False)
+
+
+@dataclass
+class Results:
+    """What was written."""
+
+    series: int = 0
+    with_intervals: int = 0
+    intervals: int = 0
+    filled: int = 0
+    failed: int = 0
+    """Lines of failed.csv."""
+    unsure: list[Unsure] = field(default_factory=list)
+    failures: list[tuple[str, ...]] = field(default_factory=list)
+    """The first of them."""
+
+
+def write_results(folder: Path, looked: list[Looked], journal: Journal, mask: bool, drawn: int) -> Results:
+    """Writes detections.csv, detections.jsonl, failed.csv and, where asked for, a mask for each series.
+
+    Raises:
+        WriteError: one of them can't be written; then all are as they were.
+    """
+    found, worst = Results(), _Worst(drawn)
     with Drafts() as drafts:
-        drafts.write(out / "detections.csv", _table(COLUMNS, _rows(entries)))
-        drafts.write(out / "detections.jsonl", "".join(_lines(entries)).encode("utf-8", "backslashreplace"))
-        failed = [(one.file, one.series, one.reason) for one in failures]
-        drafts.write(out / "failed.csv", _table(("file", "series", "reason"), failed))
+        tables = [_Table(drafts, folder / DETECTIONS, COLUMNS), _Table(drafts, folder / FAILED, FAILED_COLUMNS)]
+        detections, failed = tables
+        lines = drafts.open(folder / ANSWERS)
+        for path, key, line in _every(looked, journal, failed, found):
+            found.series += 1
+            found.with_intervals += bool(line["intervals"])
+            found.intervals += len(line["intervals"])
+            found.filled += line["filled"]
+            for row in _rows(line):
+                detections.add(row)
+            for fault in line["faults"]:
+                _fail(failed, found, (path, line["series"], fault["start"], fault["end"], fault["reason"]))
+            shown = {name: value for name, value in line.items() if name not in ("kind", "file")}
+            text = json.dumps({"series": line["series"], "file": path.name, **shown}, ensure_ascii=False)
+            with writing(folder / ANSWERS):
+                lines.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            if mask:
+                write_mask(folder / MASKS / f"{line['series']}.csv", line)
+            worst.take(Unsure(_least(line), line["series"], path, key))
         drafts.commit()
-    for entry in entries if mask else ():
-        write_whole(out / "mask" / f"{entry.name}.csv", _mask(entry))
+    found.unsure = worst.sorted()
+    return found
 
 
-def _rows(entries: Sequence[Entry]) -> Iterator[tuple[object, ...]]:
-    for entry in entries:
-        for one, (first, last) in zip(entry.detections, entry.times, strict=True):
-            yield entry.name, one.start, one.end, first, last, one.type, one.confidence, one.reason
+def _every(
+    looked: list[Looked], journal: Journal, failed: "_Table", found: Results
+) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Yields every finished series once; files and series that are none become lines of `failed`."""
+    seen: dict[str, Path] = {}
+    for one in looked:
+        known = journal.file(one.key) if one.key else None
+        if known is None:
+            _fail(failed, found, (one.path, "", "", "", one.reason or "it changed while it was read; start again"))
+            continue
+        for fault in known["faults"]:
+            _fail(failed, found, (one.path, fault["series"], "", "", fault["reason"]))
+        for name in known["series"]:
+            if name in seen:
+                reason = (
+                    f"a series of this name is in {seen[name]}, which was asked about; expected every name once: "
+                    "leave one out, join exports of one sensor, or tell sensors apart with --names file"
+                )
+                _fail(failed, found, (one.path, name, "", "", reason))
+                continue
+            seen[name] = one.path
+            yield one.path, one.key, journal.series((one.key, name))
 
 
-def _lines(entries: Sequence[Entry]) -> Iterator[str]:
-    for entry in entries:
-        found = [
-            {**asdict(one), "start_time": first, "end_time": last}
-            for one, (first, last) in zip(entry.detections, entry.times, strict=True)
-        ]
-        line = {"series": entry.name, "file": entry.file, "rows": entry.rows, "filled": entry.filled}
-        line |= {"confidence": entry.confidence, "detections": found, "answers": entry.answers}
-        yield json.dumps(line, ensure_ascii=False) + "\n"
+def _rows(line: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields a row for each interval; one without for a series of which the answer says that there is none."""
+    for one in line["intervals"]:
+        yield line["series"], *(one[name] for name in COLUMNS[1:6]), _number(one["confidence"]), one["reason"]
+    if not line["intervals"] and not line["faults"]:
+        yield line["series"], "", "", "", "", "", _number(line["nothing"]), ""
 
 
-def _mask(entry: Entry) -> Iterator[str]:
-    yield "anomaly\n"
-    place = 0
-    for one in sorted(entry.detections, key=lambda each: each.start):
-        start = max(one.start, place)
-        if one.end >= start:
-            yield "0\n" * (start - place) + "1\n" * (one.end + 1 - start)
-            place = one.end + 1
-    yield "0\n" * (entry.rows - place)
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
-def _table(columns: Sequence[str], rows: Any) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "backslashreplace")
+def _least(line: dict[str, Any]) -> float:
+    if line["faults"]:
+        return -1.0
+    sure = [one["confidence"] for one in line["intervals"]] if line["intervals"] else [line["nothing"]]
+    return min((value for value in sure if value is not None), default=-0.5)
 
 
-def write_page(
-    out: Path, entries: Sequence[Entry], failures: Sequence[Failure], reading: Reading, facts: Mapping[str, object]
-) -> None:
-    """Writes the page; what was there before stays until the new one is whole."""
-    ordered = sorted(entries, key=lambda one: (one.confidence, one.name))
-    page = render(
-        "detect.html.j2",
-        generator=GENERATOR,
-        title="Detections",
-        facts=facts,
-        entries=ordered,
-        cards=_cards(ordered[:DRAWN], reading),
-        drawn=min(len(ordered), DRAWN),
-        failures=failures,
-        intervals=sum(len(one.detections) for one in entries),
-    )
-    write_whole(out / PAGE, page)
+def _fail(failed: "_Table", found: Results, row: tuple[Any, ...]) -> None:
+    failed.add(row)
+    found.failed += 1
+    if len(found.failures) < 100:
+        found.failures.append(tuple(map(str, row)))
 
 
-def _cards(entries: Sequence[Entry], reading: Reading) -> Iterator[dict[str, Any]]:
-    """Yields what is drawn of each series, read again: only one is held at a time."""
-    for number, entry in enumerate(entries):
-        series = next(
-            (one for one in read_file(Path(entry.file), reading) if isinstance(one, Found) and one.name == entry.name),
-            None,
-        )
-        values = None if series is None else series.values
-        panel = make_panel(entry.name, str(number), entry.rows, {GUESS: entry.detections}, values)
-        if series is not None:
-            panel = panel.with_times(series.time)
-        words = [
-            (
-                one,
-                f"{first} to {last}, confidence {one.confidence:.2f}" if first else f"confidence {one.confidence:.2f}",
-            )
-            for one, (first, last) in zip(entry.detections, entry.times, strict=True)
-        ]
-        yield {"entry": entry, "panel": panel, "words": words}
+def write_mask(path: Path, line: dict[str, Any]) -> None:
+    """Writes a mask: a row for each of the series', 1 inside of an interval."""
+    marks = bytearray(b"0\n" * line["rows"])
+    for one in line["intervals"]:
+        marks[2 * one["start"] : 2 * one["end"] + 2] = b"1\n" * (one["end"] - one["start"] + 1)
+    with Drafts() as drafts:
+        drafts.write(path, b"anomaly\n" + marks)
+        drafts.commit()
+
+
+class _Table:
+    """A CSV file that grows."""
+
+    def __init__(self, drafts: Drafts, path: Path, columns: tuple[str, ...]) -> None:
+        self._path, self._file = path, drafts.open(path)
+        self.add(columns)
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(row)
+        with writing(self._path):
+            self._file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+class _Worst:
+    """The least confident series, so many of them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[tuple[_Reversed, Unsure]] = []
+
+    def take(self, one: Unsure) -> None:
+        if len(self._kept) < self._most:
+            heapq.heappush(self._kept, (_Reversed(one), one))
+        elif self._kept and one < self._kept[0][1]:
+            heapq.heapreplace(self._kept, (_Reversed(one), one))
+
+    def sorted(self) -> list[Unsure]:
+        return sorted(one for _, one in self._kept)
+
+
+@dataclass(frozen=True)
+class _Reversed:
+    """Turns a heap round: its first is the most confident one."""
+
+    one: Unsure
+
+    def __lt__(self, other: "_Reversed") -> bool:
+        return other.one < self.one

@@ -1,165 +1,325 @@
-"""One run of detect: series from their files, questions in blocks, answers into the journal."""
+"""One run of detect: sources in, answers into the journal batch by batch, and at the end the files of results.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+Questions come in the order of files, series and windows, and are asked in batches of a fixed size. A batch is in the
+journal as a whole or not at all, so that a run which goes on asks the same batches as one that was never stopped.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.toolbox.importing.sources import Reading, table_files
-from llamafactory_ext.toolbox.prepare.resampling import Indices
+from llamafactory_ext.toolbox.importing.sources import table_files
+from llamafactory_ext.toolbox.prepare.asking import Asking
 
-from .answers import read_answers
-from .engines import Answer, Engine, Question, Settings
-from .journal import Entry, Journal, describe_run
-from .manner import Manner
-from .series import Failure, Found, in_shard, names_once, read_file
+from .confidence import Read, read, share
+from .engines import Answer, Engine, Question
+from .journal import Journal, Key
+from .pieces import Found, Piece, cut, join
+from .reading import Fault, How, Series, digest, read_file
 
 
-Progress = Callable[[Iterable[Path], str, int], Iterable[Path]]
-_TEMPERATURE = 0.7  # of the votes
+Progress = Callable[[float, int], None]
+"""Is told how many files are done (the one at work in parts), and of how many."""
+
+_SPREAD = 1 << 26
+"""Bytes of a file from which on its series are spread over shards; a smaller one is one shard's."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """One run. `llamafactory-ext detect --help` says what each option is for."""
+    """One run."""
 
     sources: tuple[Path, ...]
     out: Path
-    settings: Settings
-    manner: Manner = field(default_factory=Manner)
-    engine: str = "transformers"
-    reading: Reading = field(default_factory=Reading)
+    asking: Asking
+    how: How = How()
+    shard: tuple[int, int] = (1, 1)
     votes: int = 0
-    again: bool = False
-    shard: tuple[int, int] | None = None
+    batch: int = 16
+    """Questions that are asked, and written down, at once."""
+
+    @property
+    def shard_name(self) -> str:
+        return "" if self.shard[1] == 1 else f"{self.shard[0]}/{self.shard[1]}"
 
 
 @dataclass
-class Report:
-    """What was done."""
+class Counts:
+    """What was done in one call."""
 
-    files: int = 0
-    answered: int = 0
-    known: int = 0
-    """Series that had been answered before and have not changed."""
-    failures: list[Failure] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    """All of them, in the order of their names."""
+    asked: int = 0
+    """Series."""
+    questions: int = 0
+    files: list["Looked"] = field(default_factory=list)
+    """This shard's, in order."""
 
 
-def detect(options: Options, open_: Callable[[], Engine], progress: Progress = lambda items, *_: items) -> Report:
-    """Answers every series that has no answer yet.
+@dataclass(frozen=True)
+class Looked:
+    """A file that was looked at."""
 
-    Arguments:
-        open_: opens the engine; called when there is something to ask.
+    path: Path
+    key: str
+    """Empty where it can't be read."""
+    reason: str = ""
+    """Why."""
+
+
+@dataclass(eq=False)
+class _File:
+    """A file at work."""
+
+    key: str
+    path: Path
+    names: list[str] = field(default_factory=list)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    waiting: int = 1
+    """Series that are not finished, and one more until all are listed."""
+    shard: str = ""
+
+    def line(self) -> dict[str, Any]:
+        return {"kind": "file", "file": self.key, "shard": self.shard, "series": self.names, "faults": self.faults}
+
+
+@dataclass(eq=False)
+class _Series:
+    """A series at work."""
+
+    file: _File
+    series: Series
+    pieces: list[Piece]
+    answers: dict[int, Any]
+
+    @property
+    def key(self) -> Key:
+        return self.file.key, self.series.name
+
+
+_Task = tuple[_Series, int]
+
+
+def find_files(options: Options) -> list[Path]:
+    """Returns the files of tables among the sources; not those that detect has written itself.
 
     Raises:
-        UsageError: no sources, or a folder of another run.
+        UsageError: a source is not there, or there is none.
     """
+    out = options.out.resolve()
     try:
-        files = table_files(options.sources)
+        files = [path for path in table_files(options.sources) if out not in path.resolve().parents]
     except GdshError as err:
         raise UsageError(str(err)) from err
     if not files:
         raise UsageError(f"no tables (.csv, .txt, .xlsx, .parquet) in {', '.join(map(str, options.sources))}")
-    run = describe_run(options.engine, asdict(options.settings), asdict(options.manner), options.votes)
-    journal = Journal(options.out, run, options.shard)
-    report = Report(len(files))
-    engine: list[Engine] = []
-    there: set[str] = set()
-    for block in _blocks(_pending(files, options, journal, report, there, progress), options):
-        if not engine:
-            engine.append(open_())
-        journal.add(_answer(block, engine[0], options, report))
-    report.entries = [journal.entries[name] for name in sorted(there & journal.entries.keys())]
-    for entry in report.entries:
-        report.failures += [Failure(entry.file, entry.name, fault) for fault in entry.faults]
-    return report
+    return list(dict.fromkeys(files))
 
 
-@dataclass(frozen=True, eq=False)
-class _Pending:
-    found: Found
-    rows: list[Indices]
-    questions: list[Question]
+def ask_all(options: Options, journal: Journal, engine: Callable[[], Engine], progress: Progress) -> Counts:
+    """Asks about all that the journal does not know; `engine` is opened where there is something to ask."""
+    counts = Counts()
+    files = find_files(options)
+    held: list[dict[str, Any]] = []
+    batch: list[_Task] = []
+    for task in _tasks(options, files, journal, held, counts, progress):
+        batch.append(task)
+        if len(batch) == options.batch:
+            _ask(batch, options, journal, engine(), held, counts)
+            batch = []
+    if batch:
+        _ask(batch, options, journal, engine(), held, counts)
+    journal.add(held)
+    return counts
 
 
-def _pending(
-    files: Sequence[Path], options: Options, journal: Journal, report: Report, there: set[str], progress: Progress
-) -> Iterator[_Pending]:
-    """Yields the series to be asked about; notes what failed, and the names of all that is there."""
-    seen: dict[str, str] = {}
-    for path in progress(files, "detecting", len(files)):
-        for one in names_once(read_file(path, options.reading), seen):
-            if isinstance(one, Failure):
-                report.failures.append(one)
-                continue
-            if options.shard and not in_shard(one.name, options.shard):
-                continue
-            there.add(one.name)
-            if not options.again and journal.has(one.name, one.digest):
-                report.known += 1
-                continue
-            try:
-                cut = options.manner.cut(one.values)
-            except ValueError as err:
-                there.discard(one.name)
-                report.failures.append(Failure(str(path), one.name, str(err)))
-                continue
-            yield _Pending(one, [rows for rows, _ in cut], [question for _, question in cut])
-
-
-def _blocks(pending: Iterable[_Pending], options: Options) -> Iterator[list[_Pending]]:
-    """Yields series whose questions fill a batch, or more: a run that resumes asks in the same batches as before."""
-    block: list[_Pending] = []
-    for one in pending:
-        block.append(one)
-        if sum(len(each.questions) for each in block) >= options.settings.batch:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _answer(block: Sequence[_Pending], engine: Engine, options: Options, report: Report) -> list[Entry]:
-    questions = [question for one in block for question in one.questions]
-    answers = _ask(engine, questions, 0.0, 0)
-    votes = [_ask(engine, questions, _TEMPERATURE, 1000 * (vote + 1)) for vote in range(options.votes)]
-    entries, place = [], 0
-    for one in block:
-        own = slice(place, place + len(one.questions))
-        place = own.stop
-        said = answers[own]
-        failed = [str(each) for each in said if isinstance(each, ValueError)]
-        if failed:
-            report.failures.append(Failure(str(one.found.file), one.found.name, failed[0]))
+def _tasks(
+    options: Options,
+    files: Sequence[Path],
+    journal: Journal,
+    held: list[dict[str, Any]],
+    counts: Counts,
+    progress: Progress,
+) -> Iterator[_Task]:
+    """Yields what is to be asked; lines for the journal that need no answer are added to `held`."""
+    seen: set[str] = set()
+    for place, path in enumerate(files):
+        progress(place, len(files))
+        spread = path.stat().st_size > _SPREAD if path.exists() else False
+        if not spread and not _mine(path.name, options.shard):
             continue
-        whole = [each for each in said if isinstance(each, Answer)]
-        voted = [[vote[at] for vote in votes if isinstance(vote[at], Answer)] for at in range(own.start, own.stop)]
-        read = read_answers(one.rows, whole, voted if options.votes else ())  # type: ignore[arg-type]
-        entries.append(
-            Entry(
-                name=one.found.name,
-                file=str(one.found.file),
-                digest=one.found.digest,
-                rows=len(one.found.values),
-                filled=one.found.filled,
-                confidence=read.confidence,
-                detections=tuple(read.detections),
-                times=tuple((one.found.time(each.start), one.found.time(each.end)) for each in read.detections),
-                answers=tuple(each.text for each in whole),
-                faults=tuple(read.faults),
-            )
-        )
-        report.answered += 1
-    return entries
+        try:
+            key = digest(path)
+            known = journal.file(key)
+            if known is not None and _is_done(key, known, seen, journal):
+                counts.files.append(Looked(path, key))
+                seen.update(known["series"])
+                continue
+            file = _File(key, path, shard=options.shard_name if spread else "")
+            count, every = read_file(path, options.how)
+        except (GdshError, OSError) as err:
+            counts.files.append(Looked(path, "", getattr(err, "strerror", None) or str(err)))
+            continue
+        counts.files.append(Looked(path, key))
+        for number, one in enumerate(every):
+            progress(place + number / count, len(files))
+            if spread and not _mine(one.name if isinstance(one, Series) else one.series, options.shard):
+                continue
+            if isinstance(one, Fault):
+                file.faults.append({"series": one.series, "reason": one.reason})
+                continue
+            file.names.append(one.name)
+            if one.name in seen:
+                continue  # said when the results are written
+            seen.add(one.name)
+            if journal.has_series((key, one.name)):
+                continue
+            yield from _series(file, one, options, journal, held, counts)
+        file.waiting -= 1
+        if not file.waiting:
+            held.append(file.line())
+    progress(len(files), len(files))
 
 
-def _ask(engine: Engine, questions: Sequence[Question], temperature: float, seed: int) -> list[Answer | ValueError]:
-    """Asks about all of a block; where one question can't be asked, each by itself."""
+def _series(
+    file: _File, one: Series, options: Options, journal: Journal, held: list[dict[str, Any]], counts: Counts
+) -> Iterator[_Task]:
+    asking = options.asking
+    pieces = cut(one.values, asking.window, asking.stride, asking.points)
+    known = journal.answers.get((file.key, one.name), {})
+    state = _Series(file, one, pieces, dict(known))
+    file.waiting += 1
+    counts.asked += 1
+    left = [number for number in range(len(pieces)) if number not in state.answers]
+    yield from ((state, number) for number in left)
+    if not left:  # all answered, and killed before that was put together
+        held += _finish(state)
+
+
+def _is_done(key: str, known: dict[str, Any], seen: set[str], journal: Journal) -> bool:
+    return all(name in seen or journal.has_series((key, name)) for name in known["series"])
+
+
+def _mine(name: str, shard: tuple[int, int]) -> bool:
+    """Whether a file, or a series of a large one, is this shard's."""
+    number, count = shard
+    return count == 1 or int.from_bytes(
+        hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8]
+    ) % count == (number - 1)
+
+
+def _ask(
+    batch: Sequence[_Task],
+    options: Options,
+    journal: Journal,
+    engine: Engine,
+    held: list[dict[str, Any]],
+    counts: Counts,
+) -> None:
+    """Asks a batch and writes down what it says, and what is finished by it."""
+    questions = [Question(options.asking.prompt, (state.pieces[number].values,)) for state, number in batch]
+    answers = _answers(engine, questions)
+    votes = _votes(engine, questions, answers, options.votes)
+    lines: list[dict[str, Any]] = []
+    noted, finished = [], []
+    for place, ((state, number), answer) in enumerate(zip(batch, answers, strict=True)):
+        said = _said(answer, state.pieces[number], [vote[place] for vote in votes])
+        state.answers[number] = said
+        noted.append([*state.key, number, said])
+        if len(state.answers) == len(state.pieces):
+            finished += _finish(state)
+    counts.questions += len(batch)
+    lines = [*held, {"kind": "answers", "answers": noted}, *finished]
+    held.clear()
+    journal.add(lines)
+
+
+def _answers(engine: Engine, questions: list[Question]) -> list[Answer | str]:
+    """Returns an answer to each question, or why there is none."""
     try:
-        return list(engine.ask(questions, temperature, seed))
+        return list(engine.ask(questions))
     except ValueError as err:
         if len(questions) == 1:
-            return [err]
-        return [answer for question in questions for answer in _ask(engine, [question], temperature, seed)]
+            return [" ".join(str(err).split())]
+    return [_answers(engine, [question])[0] for question in questions]
+
+
+def _votes(
+    engine: Engine, questions: list[Question], answers: list[Answer | str], votes: int
+) -> list[list[Answer | None]]:
+    if not votes:
+        return []
+    asked = [place for place, answer in enumerate(answers) if isinstance(answer, Answer)]
+    found: list[list[Answer | None]] = []
+    for vote in range(votes):
+        sampled = engine.ask([questions[place] for place in asked], 1.0, 1 + vote * 10_000) if asked else []
+        row: list[Answer | None] = [None] * len(questions)
+        for place, one in zip(asked, sampled, strict=True):
+            row[place] = one
+        found.append(row)
+    return found
+
+
+def _said(answer: Answer | str, piece: Piece, votes: list[Answer | None]) -> dict[str, Any]:
+    """Returns what the journal holds of one answer; intervals in rows of the series."""
+    if isinstance(answer, str):
+        return {"text": "", "found": [], "nothing": None, "fault": f"it could not be asked: {answer}"}
+    points = len(piece.values)
+    told = read(answer, points)
+    found, nothing = list(told.found), told.nothing
+    if votes:
+        sampled = [read(vote, points).found if vote else () for vote in votes]
+        found = [Found(one.start, one.end, one.type, one.reason, share(one, sampled)) for one in found]
+        nothing = None if nothing is None else round(sum(not one for one in sampled) / len(sampled), 3)
+    told = Read(tuple(piece.back(one) for one in found), nothing, told.fault)
+    return {"text": answer.text, **asdict(told)}
+
+
+def _finish(state: _Series) -> list[dict[str, Any]]:
+    """Returns the journal's lines for a series that is answered, and for its file if that was the last one."""
+    spans = [(piece.first, piece.last) for piece in state.pieces]
+    answers = [state.answers[number] for number in range(len(state.pieces))]
+    found = join((Found(**one) for answer in answers for one in answer["found"]), spans)
+    sure = [answer["nothing"] for answer in answers if answer["nothing"] is not None]
+    faults = [
+        {"start": first, "end": last, "reason": answer["fault"]}
+        for (first, last), answer in zip(spans, answers, strict=True)
+        if answer["fault"]
+    ]
+    time = state.series.time
+    line: dict[str, Any] = {
+        "kind": "series",
+        "file": state.file.key,
+        "series": state.series.name,
+        "rows": len(state.series.values),
+        "filled": state.series.filled,
+        "intervals": [
+            {
+                **{"start": one.start, "end": one.end, "start_time": time(one.start), "end_time": time(one.end)},
+                **{"type": one.type, "confidence": one.confidence, "reason": one.reason},
+            }
+            for one in found
+        ],
+        "nothing": min(sure) if sure and not found and not faults else None,
+        "answers": [
+            {"rows": list(span), "points": len(piece.values), "text": answer["text"]}
+            for span, piece, answer in zip(spans, state.pieces, answers, strict=True)
+        ],
+        "faults": faults,
+    }
+    state.file.waiting -= 1
+    return [line] if state.file.waiting else [line, state.file.line()]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads ``I/N``.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 2/4")
+    return int(match[1]), int(match[2])

@@ -4,8 +4,8 @@
     TI_7.PV,120,131,0.8
 
 One line an interval, 0-based, both ends counted, in any order. A series is named as its CSV file is, with or without
-folder and suffix; a record of a data set without files as "record 12". A series that no line names was found to be
-without anomalies.
+folder and suffix; a record of a data set without files as "record 12". A series that no line names, or one without start
+and end, was found to be without anomalies.
 """
 
 import csv
@@ -57,7 +57,8 @@ def read_foreign(path: Path, sources: Sequence[Source], dataset: str) -> list[Pr
                 f"{place}: series {name!r}: {there} of the {len(sources)} records in {dataset} has that name; "
                 f"expected one of them, such as {some}"
             )
-        entries[found[0]].append(entry)
+        if entry:
+            entries[found[0]].append(entry)
     return [
         Prediction(index, "", _answer(entries[index]), source.answer, tuple(map(len, source.series)))
         for index, source in enumerate(sources)
@@ -89,6 +90,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _entry(place: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(row.get("series"), str) or not row["series"]:
         raise EvaluateError(f"{place} names no series: found {row.get('series')!r:.60}; {_ADVICE}")
+    if row.get("start") == row.get("end") == "":  # detect says so that it was asked about, and how sure it is
+        return row["series"], {}
     start, end = (_number(place, row, key, int) for key in ("start", "end"))
     if not 0 <= start <= end:
         raise EvaluateError(f"{place}: start {start} and end {end}; expected rows from 0, and no end before its start")

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.gdsh import GdshError
-from llamafactory_ext.gdsh.prompts import MARKER
-
-
-SUFFIX, FILE = ".detect.json", "detect.json"
-"""Beside ``train.jsonl`` lies ``train.detect.json``; in a folder of a model or an adapter ``detect.json``."""
+from llamafactory_ext.gdsh.prompts import ASKING_SUFFIX, MARKER
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Asking:
 
 def path_beside(data: Path) -> Path:
     """Returns where the file lies that belongs to a data set's file."""
-    return data.with_name(f"{data.stem}{SUFFIX}")
+    return data.with_name(f"{data.stem}{ASKING_SUFFIX}")
 
 
 def commonest(prompts: Counter[tuple[str, str]]) -> tuple[str, str]:

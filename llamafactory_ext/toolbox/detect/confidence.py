@@ -1,0 +1,130 @@
+"""Confidence: how sure a model was of an interval, from the probabilities of the tokens that it chose.
+
+An entry's confidence is the product of the probabilities of the tokens of its two numbers and its type, and of the
+token that begins it, where the model chose that there is one (more) and not the list's end. That of "no anomalies" is
+the product over the whole answer. docs/detect.md has what the choices were compared by.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llamafactory_ext.errors import GdshError
+from llamafactory_ext.gdsh import parse_answer, read_anomalies
+
+from .engines import Answer
+from .pieces import Found
+
+
+_INTERVAL = re.compile(r'"interval"\s*:\s*\[\s*(\d+)\s*,\s*(\d+)\s*\]')
+_TYPE = re.compile(r'"type"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_PLACES = 3  # decimals that are kept: 16 bit and other batches move the next ones
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Read:
+    """An answer, as far as it could be read."""
+
+    found: tuple[Found, ...]
+    """In rows of what was asked about."""
+    nothing: float | None = None
+    """Confidence that there is no anomaly, where the answer says so."""
+    fault: str = ""
+    """What could not be read or does not fit, empty where nothing was."""
+
+
+def read(answer: Answer, points: int) -> Read:
+    """Reads an answer about a series of so many points; intervals that do not fit it are left out and named."""
+    try:
+        anomalies = read_anomalies(parse_answer(answer.text).text)[0]
+    except GdshError as err:
+        if answer.is_whole:
+            return Read((), fault=f"the answer can't be read: {err}")
+        return Read((), fault=f"the answer breaks off after {len(answer.tokens)} tokens: raise --max-new-tokens")
+    sure = _by_interval(answer)
+    found, outside = [], []
+    for one in anomalies:
+        if 0 <= one.start <= one.end < points:
+            known = sure.get((one.start, one.end, one.type), [])
+            found.append(Found(one.start, one.end, one.type, one.reason, known.pop(0) if known else None))
+        else:
+            outside.append(f"[{one.start}, {one.end}]")
+    fault = ""
+    if outside:
+        more = ", …" if len(outside) > _NAMED else ""
+        fault = (
+            f"{len(outside)} intervals do not fit the {points} points that were asked about, and are left out: "
+            f"{', '.join(outside[:_NAMED])}{more}"
+        )
+    return Read(tuple(found), None if found or outside else rounded(sum(answer.logprobs)), fault)
+
+
+def rounded(logarithm: float) -> float:
+    """Returns a probability with as many decimals as are kept."""
+    return round(math.exp(min(0.0, logarithm)), _PLACES)
+
+
+def share(one: Found, votes: Sequence[Sequence[Found]]) -> float:
+    """Returns the share of sampled answers that name an interval which overlaps this one."""
+    hits = sum(any(two.start <= one.end and two.end >= one.start for two in vote) for vote in votes)
+    return round(hits / len(votes), _PLACES)
+
+
+def _by_interval(answer: Answer) -> dict[tuple[int, int, str], list[float]]:
+    """Returns the confidences of the entries, as they are written in the answer."""
+    found: dict[tuple[int, int, str], list[float]] = {}
+    ends, length = [], 0
+    for token in answer.tokens:
+        length += len(token)
+        ends.append(length)
+    for start, end, kind, spans in entries(answer.text):
+        found.setdefault((start, end, kind), []).append(rounded(within(answer.logprobs, ends, spans)))
+    return found
+
+
+def within(logprobs: Sequence[float], ends: Sequence[int], spans: Sequence[tuple[int, int]]) -> float:
+    """Returns the sum of the logarithms of the tokens that have a character in one of the spans."""
+    total, start = 0.0, 0
+    for end, one in zip(ends, logprobs, strict=True):
+        if any(start < stop and end > begin for begin, stop in spans):
+            total += one
+        start = end
+    return total
+
+
+def entries(text: str) -> Iterator[tuple[int, int, str, list[tuple[int, int]]]]:
+    """Yields start, end, type of each entry with an interval, and where in the text its choices stand.
+
+    These are its opening brace, its numbers with the mark behind each (where a number ends is a choice, too), and its
+    type with the closing quote.
+    """
+    for opening, closing in _objects(text):
+        inner = text[opening:closing]
+        place = _INTERVAL.search(inner)
+        if place is None:
+            continue
+        spans = [(opening, opening + 1)]
+        spans += [(opening + place.start(group), opening + place.end(group) + 1) for group in (1, 2)]
+        kind = _TYPE.search(inner)
+        if kind:
+            spans.append((opening + kind.start(1), opening + kind.end(1) + 1))
+        name = "" if kind is None else json.loads(f'"{kind[1]}"', strict=False)
+        yield int(place[1]), int(place[2]), name, spans
+
+
+def _objects(text: str) -> Iterator[tuple[int, int]]:
+    """Yields where the innermost objects of a JSON text begin and end; braces in texts are none."""
+    opening, inside, escaped = None, False, False
+    for place, char in enumerate(text):
+        if inside:
+            inside, escaped = escaped or char != '"', not escaped and char == "\\"
+        elif char == '"':
+            inside = True
+        elif char == "{":
+            opening = place
+        elif char == "}" and opening is not None:
+            yield opening, place + 1
+            opening = None
