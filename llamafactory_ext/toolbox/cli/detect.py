@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--model",
         required=True,
         metavar="DIR",
-        help="a ChatTS checkpoint: the one that was trained on, or a merged one",
+        help="a ChatTS checkpoint: what was trained on, or a merged one",
     )
     add("--adapter", default="", metavar="DIR", help="the adapter that training wrote")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the answers, of this run alone")
@@ -251,9 +251,7 @@ def _show(counts: Counts, found: Results) -> None:
     ]
     print_table("Detections", ("", "number"), rows)
     for file, series, start, end, reason in found.failures[:SHOWN]:
-        where = " ".join(
-            filter(None, (f"series {series!r}" if series else "", f"rows {start} to {end}" if start else ""))
-        )
-        complain(": ".join(filter(None, (file, where, reason))))
+        where = [f"series {series!r}" if series else "", f"rows {start} to {end}" if start else ""]
+        complain(": ".join(filter(None, (file, *where, reason))))
     if found.failed > SHOWN:
         complain(f"... and {found.failed - SHOWN} more in failed.csv")

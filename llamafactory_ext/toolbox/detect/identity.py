@@ -72,8 +72,7 @@ def refuse_other(folder: Path, now: dict[str, Any]) -> None:
 
 def _told(key: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        return (
-            f"another {key} ({', '.join(sorted(k for k in before.keys() | now if before.get(k) != now.get(k))[:3])})"
-        )
+        files = sorted(name for name in before.keys() | now if before.get(name) != now.get(name))
+        return f"another {key} ({', '.join(files[:3])})"
     short = [repr(one) if len(repr(one)) <= 40 else f"{repr(one)[:37]}..." for one in (before, now)]
     return f"{key} {short[0]} (here {short[1]})"

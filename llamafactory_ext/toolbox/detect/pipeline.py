@@ -36,7 +36,7 @@ class Options:
     sources: tuple[Path, ...]
     out: Path
     asking: Asking
-    how: How = How()
+    how: How = field(default_factory=How)
     shard: tuple[int, int] = (1, 1)
     votes: int = 0
     batch: int = 16
@@ -205,9 +205,8 @@ def _is_done(key: str, known: dict[str, Any], seen: set[str], journal: Journal) 
 def _mine(name: str, shard: tuple[int, int]) -> bool:
     """Whether a file, or a series of a large one, is this shard's."""
     number, count = shard
-    return count == 1 or int.from_bytes(
-        hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8]
-    ) % count == (number - 1)
+    known = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(known[:8], "big") % count == number - 1
 
 
 def _ask(

@@ -1,9 +1,9 @@
-"""Sources: the series of a file, read as `import` and then `prepare` read them, so that a model sees what it learned."""
+"""Sources: the series of a file, read as `import` and then `prepare` read them: a model sees what it was taught."""
 
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .pieces import Floats
 class How:
     """How files are read."""
 
-    tables: Reading = Reading()
+    tables: Reading = field(default_factory=Reading)
     dates: str = ""
     timezone: str | None = None
 

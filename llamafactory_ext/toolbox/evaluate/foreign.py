@@ -4,8 +4,8 @@
     TI_7.PV,120,131,0.8
 
 One line an interval, 0-based, both ends counted, in any order. A series is named as its CSV file is, with or without
-folder and suffix; a record of a data set without files as "record 12". A series that no line names, or one without start
-and end, was found to be without anomalies.
+folder and suffix; a record of a data set without files as "record 12". A series that no line
+names, or one without start and end, was found to be without anomalies.
 """
 
 import csv
