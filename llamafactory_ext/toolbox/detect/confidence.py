@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llamafactory_ext.errors import GdshError
-from llamafactory_ext.gdsh import parse_answer, read_anomalies
+from llamafactory_ext.gdsh import parse_answer, read_anomalies, write_answer
 
 from .engines import Answer
 from .pieces import Found
@@ -22,6 +22,7 @@ _INTERVAL = re.compile(r'"interval"\s*:\s*\[\s*(\d+)\s*,\s*(\d+)\s*\]')
 _TYPE = re.compile(r'"type"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _PLACES = 3  # decimals that are kept: 16 bit and other batches move the next ones
 _NAMED = 3
+_NOTHING = write_answer([])
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Read:
 
 def read(answer: Answer, points: int) -> Read:
     """Reads an answer about a series of so many points; intervals that do not fit it are left out and named."""
+    fault, text = "", answer.text
+    if not answer.is_whole:
+        text = _whole_entries(text) or _NOTHING
+        fault = f"the answer breaks off after {len(answer.tokens)} tokens, whole entries are kept: raise --max-new-tokens"
     try:
-        anomalies = read_anomalies(parse_answer(answer.text).text)[0]
+        anomalies = read_anomalies(parse_answer(text).text)[0]
     except GdshError as err:
-        if answer.is_whole:
-            return Read((), fault=f"the answer can't be read: {err}")
-        return Read((), fault=f"the answer breaks off after {len(answer.tokens)} tokens: raise --max-new-tokens")
+        return Read((), fault=fault or f"the answer can't be read: {err}")
     sure = _by_interval(answer)
     found, outside = [], []
     for one in anomalies:
@@ -52,14 +55,16 @@ def read(answer: Answer, points: int) -> Read:
             found.append(Found(one.start, one.end, one.type, one.reason, known.pop(0) if known else None))
         else:
             outside.append(f"[{one.start}, {one.end}]")
-    fault = ""
     if outside:
         more = ", …" if len(outside) > _NAMED else ""
-        fault = (
-            f"{len(outside)} intervals do not fit the {points} points that were asked about, and are left out: "
-            f"{', '.join(outside[:_NAMED])}{more}"
-        )
-    return Read(tuple(found), None if found or outside else rounded(sum(answer.logprobs)), fault)
+        fault = " ".join(
+            (
+                f"{len(outside)} intervals do not fit the {points} points that were asked about, and are left out: "
+                f"{', '.join(outside[:_NAMED])}{more}",
+                fault,
+            )
+        ).strip()
+    return Read(tuple(found), None if found or fault else rounded(sum(answer.logprobs)), fault)
 
 
 def rounded(logarithm: float) -> float:
@@ -113,6 +118,12 @@ def entries(text: str) -> Iterator[tuple[int, int, str, list[tuple[int, int]]]]:
             spans.append((opening + kind.start(1), opening + kind.end(1) + 1))
         name = "" if kind is None else json.loads(f'"{kind[1]}"', strict=False)
         yield int(place[1]), int(place[2]), name, spans
+
+
+def _whole_entries(text: str) -> str:
+    """Returns an answer that breaks off up to its last whole entry, ended; empty where it has none."""
+    ends = [closing for _, closing in _objects(text)]
+    return f"{text[: ends[-1]]}]}}" if ends else ""
 
 
 def _objects(text: str) -> Iterator[tuple[int, int]]:
