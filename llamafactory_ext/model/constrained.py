@@ -10,6 +10,9 @@ from transformers import LogitsProcessor
 from llamafactory_ext.gdsh.grammar import answer_grammar
 
 
+_END_OF_TURN = "<|im_end|>"
+
+
 class Grammars:
     """The grammars of answers for one tokenizer, compiled once for each length of series.
 
@@ -20,7 +23,8 @@ class Grammars:
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         import xgrammar
 
-        known = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
+        ends = {tokenizer.convert_tokens_to_ids(_END_OF_TURN), tokenizer.eos_token_id} - {None}
+        known = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=sorted(ends))
         self._compiler = xgrammar.GrammarCompiler(known, max_threads=1)
         self._compile = lru_cache(maxsize=256)(lambda points: self._compiler.compile_grammar(answer_grammar(points)))
 
@@ -29,6 +33,19 @@ class Grammars:
         from xgrammar.contrib.hf import LogitsProcessor as Constraint
 
         return Constraint([self._compile(one) for one in points])
+
+
+def rows_of_series(model: Any, inputs: torch.Tensor, timeseries: torch.Tensor | None, answers: int) -> list[int]:
+    """Returns the points of the longest series of each row of a batch, `answers` times each; 0 for one without."""
+    points = [0] * len(inputs)
+    if timeseries is not None and timeseries.numel():
+        lengths = timeseries.reshape(len(timeseries), -1, 2)[..., 1].long().sum(1)
+        patches = (lengths - 1) // model.ts_encoder.patch_size + 1
+        ends = (inputs == model.config.ts_token_start_index).sum(1).cumsum(0)
+        rows = torch.searchsorted(ends, patches.cumsum(0).to(ends.device))
+        for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
+            points[row] = max(points[row], length)
+    return [one for one in points for _ in range(answers)]
 
 
 class Probabilities(LogitsProcessor):  # type: ignore[misc]

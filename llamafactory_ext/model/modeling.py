@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu
-from transformers import BitsAndBytesConfig, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import BitsAndBytesConfig, LogitsProcessorList, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .config import Qwen2TSConfig, Qwen3TSConfig
+from .constrained import Grammars, rows_of_series
 from .encoder import TimeSeriesEncoder
 from .last_layer import read_rows_only
 from .loss import summed_in_pieces
@@ -62,6 +63,8 @@ class ChatTSMixin:
     """Whether whole logits come beside a loss: by default in evaluation only, where a metric may want them."""
     offload_checkpoints = False
     """Whether the inputs of checkpointed layers wait for the backward pass in CPU memory (reentrant ones only)."""
+    grammars: Grammars | None = None
+    """What answers about series are kept to; None leaves them free."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -77,6 +80,27 @@ class ChatTSMixin:
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
         return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """As upstream's; with ``grammars``, answers about series are JSON of anomalies within them.
+
+        Raises:
+            ValueError: beams, which go back and forth between answers.
+        """
+        ids, known = (inputs if inputs is not None else kwargs.get("input_ids")), generation_config or kwargs
+        if self.grammars is None or ids is None or len(ids) == 0:
+            return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+
+        def setting(name: str) -> int:
+            return kwargs.get(name) or getattr(known, name, None) or 1
+
+        if setting("num_beams") > 1:
+            raise ValueError("`constrained_answers` does not go with `num_beams`; set it to 1")
+        points = rows_of_series(self, ids, kwargs.get("timeseries"), setting("num_return_sequences"))
+        if all(points):
+            given = kwargs.pop("logits_processor", None) or []
+            kwargs["logits_processor"] = LogitsProcessorList([*given, self.grammars.processor(points)])
+        return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
 
     def load_custom_generate(self, *args: Any, **kwargs: Any) -> Any:
         """There is none: code that came with a checkpoint is not run; transformers 4.57 would run it without trust.

@@ -23,6 +23,7 @@ OWN_KEYS = (
     "layers_without_checkpoints",
     "event_f1_steps",
     "event_f1_records",
+    "constrained_answers",
 )
 
 

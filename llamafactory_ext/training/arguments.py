@@ -89,9 +89,14 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         default=16, metadata={"help": "How many validation records `event_f1_steps` answers."}
     )
 
+    constrained_answers: bool = field(
+        default=False,
+        metadata={"help": "Keep answers about series to JSON of anomalies, with intervals within the series."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("embedding_on_cpu", "offload_checkpoints"):
+        for key in ("embedding_on_cpu", "offload_checkpoints", "constrained_answers"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected `true` or `false`.")
         self._check_layers()

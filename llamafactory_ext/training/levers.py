@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from llamafactory.extras import logging
+from transformers import AutoTokenizer
 from transformers.integrations import deepspeed_config, is_fsdp_enabled
 
 from llamafactory_ext.model import is_chatts
 from llamafactory_ext.model.attention import use_where_it_suits
+from llamafactory_ext.model.constrained import Grammars
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
 from llamafactory_ext.plugin.relevance import is_our_run
@@ -38,6 +40,8 @@ def install(upstream: Any) -> str | None:
             _keep_layout(model)
         elif model_args.export_dir is None:  # what is exported says what was published
             model.generation_config.use_cache = True  # a checkpoint's may say false, or nothing
+        if getattr(finetuning_args, "constrained_answers", False):
+            _constrain(model, model_args)
         # A reference model comes with arguments of upstream's own class, which lacks our keys: no lever for it.
         moves_embedding = getattr(finetuning_args, "embedding_on_cpu", False)
         if moves_embedding:
@@ -65,6 +69,17 @@ def _wants_logits(finetuning_args: Any) -> bool | None:
     if finetuning_args.stage != "sft":
         return None
     return bool(finetuning_args.compute_accuracy or getattr(finetuning_args, "use_asft_loss", False))
+
+
+def _constrain(model: Any, model_args: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    try:
+        model.grammars = Grammars(tokenizer, model.config.vocab_size)
+    except ModuleNotFoundError as err:
+        raise ValueError(
+            f"`constrained_answers` needs {err.name}: pip install 'llamafactory-ext[detect]', or remove the key."
+        ) from err
+    logger.info_rank0("Answers about series are kept to JSON of anomalies.")
 
 
 def _fit_card(model: Any) -> None:

@@ -42,7 +42,9 @@ def read(answer: Answer, points: int) -> Read:
     fault, text = "", answer.text
     if not answer.is_whole:
         text = _whole_entries(text) or _NOTHING
-        fault = f"the answer breaks off after {len(answer.tokens)} tokens, whole entries are kept: raise --max-new-tokens"
+        fault = (
+            f"the answer breaks off after {len(answer.tokens)} tokens, whole entries are kept: raise --max-new-tokens"
+        )
     try:
         anomalies = read_anomalies(parse_answer(text).text)[0]
     except GdshError as err:
