@@ -98,7 +98,6 @@ def open_engine(name: str, settings: Settings) -> Engine:
     try:
         return cast(Engine, getattr(importlib.import_module(f"{__package__}.{module}"), made)(settings))
     except ModuleNotFoundError as missing:
-        advice = (
-            "pip install 'llamafactory-ext[detect]', or --free" if missing.name == "xgrammar" else "see docs/detect.md"
-        )
-        raise UsageError(f"engine {name} needs {missing.name}, which is not installed here: {advice}") from missing
+        is_grammar = missing.name == "xgrammar"
+        way = "pip install 'llamafactory-ext[detect]', or --free" if is_grammar else "see docs/detect.md"
+        raise UsageError(f"engine {name} needs {missing.name}, which is not installed here: {way}") from missing

@@ -178,6 +178,7 @@ class Stops(Stub):
 @pytest.mark.parametrize("torn", [0, 1, 40])
 def test_it_goes_on_in_the_same_batches(detect: Run, tmp_path: Path, turn: int, torn: int) -> None:
     plant(tmp_path / "plant")
+    (tmp_path / "plant" / "long_question.csv").unlink()  # or a batch would be asked twice, and then one by one
     options = ("--batch", "3", "--window", "16", "--stride", "9", "--mask")
     undisturbed = detect(*options, out="whole")[2]
     status, said, first = detect(*options, stub=Stops(turn))
@@ -186,8 +187,7 @@ def test_it_goes_on_in_the_same_batches(detect: Run, tmp_path: Path, turn: int, 
     kept = journal.read_bytes()
     journal.write_bytes(kept + b'{"kind": "answers", "answers": [["'[:torn])
     _, _, second = detect(*options)
-    alone = [asked for asked in undisturbed.asked if len(asked) > 1 or asked != [13]]
-    assert [asked for asked in first.asked + second.asked if asked != [13]] == alone
+    assert first.asked + second.asked == undisturbed.asked
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
