@@ -22,6 +22,7 @@ _INTERVAL = re.compile(r'"interval"\s*:\s*\[\s*(\d+)\s*,\s*(\d+)\s*\]')
 _TYPE = re.compile(r'"type"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _PLACES = 3  # decimals that are kept: 16 bit and other batches move the next ones
 _NAMED = 3
+_ABOUT = 0.3
 _NOTHING = write_answer([])
 
 
@@ -75,9 +76,14 @@ def rounded(logarithm: float) -> float:
 
 
 def share(one: Found, votes: Sequence[Sequence[Found]]) -> float:
-    """Returns the share of sampled answers that name an interval which overlaps this one."""
-    hits = sum(any(two.start <= one.end and two.end >= one.start for two in vote) for vote in votes)
+    """Returns the share of sampled answers that name about this interval: with an IoU of `_ABOUT` or more."""
+    hits = sum(any(_iou(one, two) >= _ABOUT for two in vote) for vote in votes)
     return round(hits / len(votes), _PLACES)
+
+
+def _iou(one: Found, two: Found) -> float:
+    common = min(one.end, two.end) - max(one.start, two.start) + 1
+    return max(common, 0) / (one.end - one.start + two.end - two.start + 2 - common)
 
 
 def _by_interval(answer: Answer) -> dict[tuple[int, int, str], list[float]]:

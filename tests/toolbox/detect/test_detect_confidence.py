@@ -75,6 +75,7 @@ def test_entries_are_found_where_they_stand_whatever_texts_hold(
         assert shown == ["{", f"{start},", f"{end}]", f"{json.dumps(kind, ensure_ascii=ascii_only)[1:]}"]
 
 
-def test_votes_are_the_share_that_overlaps() -> None:
-    votes = [[Found(1, 3)], [Found(3, 4), Found(9, 9)], [], [Found(5, 8)]]
-    assert share(Found(2, 3, "a"), votes) == 0.5
+def test_votes_are_the_share_that_names_about_the_interval() -> None:
+    votes = [[Found(0, 9, "b")], [Found(3, 12), Found(90, 90)], [], [Found(9, 20)], [Found(10, 19)]]
+    assert share(Found(0, 9, "a"), votes) == 0.4  # IoU 1, 7 of 13, none, 1 of 21, none
+    assert share(Found(5, 5), [[Found(5, 7)], [Found(5, 8)]]) == 0.5
