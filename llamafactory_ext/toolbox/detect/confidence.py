@@ -1,11 +1,10 @@
 """Confidence: how sure a model was of an interval, from the probabilities of the tokens that it chose.
 
-An entry's confidence is the probability that there is an anomaly of its type about there: that of the token that
-begins it, where the model chose that there is one (more) and not the list's end, times that of its type, times those of
-its two numbers, each taken for as many neighbouring rows as a third of the interval has (where probability is flat over
-rows, the number beside it is as likely). Without that a short interval counts for surer than a long one that is as
-well placed, and hits are not told from false alarms: docs/detect.md has what was compared. The confidence of "no
-anomalies" is the product over the whole answer.
+An entry's confidence is the probability that there is an anomaly of its type about there. That is the product of what
+the model gave the token that begins the entry (its choice that there is one more, not the list's end), its type, and
+its two numbers, each of these taken for as many rows beside it as a third of the interval has: the next row is about
+as likely. Without that a short interval counts for surer than a long one that is placed as well, and hits are not
+told from false alarms; docs/detect.md has what was compared. Of "no anomalies" it is the product over the answer.
 """
 
 import json
@@ -47,9 +46,7 @@ def read(answer: Answer, points: int) -> Read:
     fault, text = "", answer.text
     if not answer.is_whole:
         text = _whole_entries(text) or _NOTHING
-        fault = (
-            f"the answer breaks off after {len(answer.tokens)} tokens, whole entries are kept: raise --max-new-tokens"
-        )
+        fault = f"the answer breaks off at {len(answer.tokens)} tokens, whole entries are kept: raise --max-new-tokens"
     try:
         anomalies = read_anomalies(parse_answer(text).text)[0]
     except GdshError as err:

@@ -54,7 +54,7 @@ def test_what_can_not_be_read_says_so(text: str) -> None:
 def test_of_an_answer_that_breaks_off_whole_entries_are_kept() -> None:
     text = '{"status":"success","detected_anomalies":[{"interval":[1,2],"type":"a"},{"interval":[4,'
     found = read(answer((text, 0.5), whole=False), 9)
-    assert [(one.start, one.end) for one in found.found] == [(1, 2)] and "breaks off at 1 token" in found.fault
+    assert [(one.start, one.end) for one in found.found] == [(1, 2)] and "breaks off at 1 tokens" in found.fault
     nothing = read(answer(('{"status":"success","detected_', 0.5), whole=False), 9)
     assert nothing.found == () and nothing.nothing is None and "breaks off" in nothing.fault
 
