@@ -1,0 +1,43 @@
+"""How a model was taught to be asked: from prepare over the data set's folder into the adapter's."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import Gdsh, annotation, answer
+
+from llamafactory_ext.gdsh import GdshError
+from llamafactory_ext.gdsh.prompts import ASKING
+from llamafactory_ext.toolbox.prepare import Options, prepare
+from llamafactory_ext.toolbox.prepare.asking import Asking, read_asking
+
+
+def test_prepare_says_how_and_training_takes_it_along(gdsh: Gdsh, tmp_path: Path) -> None:
+    from llamafactory_ext.training.folder import write_asking
+
+    for name in ("a", "b", "c"):
+        gdsh.csv(f"{name}.csv", range(40))
+    common, other = "<image>\n有何异常？", "<image>\n请标注。"
+    gdsh.records(
+        annotation("a.jpg", answer((3, 5)), other),
+        annotation("b.jpg", answer((3, 5), (8, 9), kind="乙"), common),
+        annotation("c.jpg", answer((20, 30), kind="乙"), common),
+    )
+    out = tmp_path / "made" / "train.jsonl"
+    prepare(Options(root=gdsh.folder, out=out, window=20, max_points=10, compact_answers=True))
+    expected = Asking("<ts><ts/>\n有何异常？", "", 20, 20, 10, True, ("乙", "点异常"))
+    assert read_asking(tmp_path / "made" / "train.detect.json") == expected
+    entries = {"train": {"file_name": "train.jsonl"}, "plain": {"file_name": "plain.json"}, "hub": {"hf_hub_url": "x"}}
+    (tmp_path / "made" / "dataset_info.json").write_text(json.dumps(entries))
+    for names, copied in ((["hub", "plain"], False), (["plain", "train"], True)):
+        write_asking(tmp_path, SimpleNamespace(dataset_dir=tmp_path / "made", dataset=names))
+        assert (tmp_path / ASKING).is_file() == copied
+    assert read_asking(tmp_path / ASKING) == expected
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"prompt": "a"}', '{"prompt": "<ts><ts/>", "window": 0}', '{"promt": 1}'])
+def test_another_file_of_that_name_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / ASKING).write_text(text)
+    with pytest.raises(GdshError, match="write it anew with prepare, or remove it"):
+        read_asking(tmp_path / ASKING)
