@@ -47,7 +47,7 @@ class Copier:
         return Copy(list(rooms), self._stream.record_event())
 
     def one_ahead(self, tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yields copies in turn, none of them longer than the first; a copy is written over when the next is asked for.
+        """Yields copies in turn, none of them longer than the first; the next one asked for takes its room.
 
         The next one is on its way while one is worked with.
         """

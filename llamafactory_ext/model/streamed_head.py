@@ -62,7 +62,7 @@ class StreamedHead(nn.Linear):  # type: ignore[misc]
     @property
     def rows_at_once(self) -> int:
         """Rows of the weight in a piece."""
-        return max(1, _PIECE // (self.in_features * self.weight.element_size()))
+        return max(1, _PIECE // int(self.in_features * self.weight.element_size()))
 
 
 def stream_head(model: Any) -> int:

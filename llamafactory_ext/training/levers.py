@@ -14,6 +14,7 @@ from llamafactory_ext.model import is_chatts
 from llamafactory_ext.model.attention import use_where_it_suits
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
+from llamafactory_ext.model.keep_less import keep_less
 from llamafactory_ext.model.streamed_head import stream_head
 from llamafactory_ext.model.streamed_layers import LayerStream
 from llamafactory_ext.plugin.relevance import is_our_run
@@ -46,6 +47,8 @@ def install(upstream: Any) -> str | None:
             _move_embedding(model)
         _fit_precision(model, model_args, is_trainable)  # casts weight by weight, so the largest one has left before
         streams = _stream(model, model_args, finetuning_args, is_trainable)
+        if is_trainable and deepspeed_config() is None and not is_fsdp_enabled():  # those gather a module's weights
+            keep_less(model)
         if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
         if is_trainable and finetuning_args.layers_without_checkpoints:
@@ -114,7 +117,7 @@ def _stream(model: Any, model_args: Any, finetuning_args: Any, is_trainable: boo
     """Lets head and layers come from CPU memory where they are asked to; returns whether any do."""
     # As of the embedding: a reference model's arguments lack the keys. What is exported is wanted whole.
     head, layers = (getattr(finetuning_args, key, 0) for key in ("stream_head", "stream_layers"))
-    if model_args.export_dir is not None:
+    if not (head or layers) or model_args.export_dir is not None:
         return False
     if head:
         _refuse_other_placement("stream_head")
@@ -128,9 +131,9 @@ def _stream(model: Any, model_args: Any, finetuning_args: Any, is_trainable: boo
             raise ValueError(f"`stream_layers` is {layers}; the model has {len(model.model.layers)} layers.")
         size = LayerStream(model, layers).size
         logger.info_rank0(f"{layers} layers come from CPU memory: {size / 2**20:,.1f} MiB less on the card.")
-    if torch.cuda.is_available() and (head or layers):
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return bool(head or layers)
+    return True
 
 
 def _require_checkpoints(key: str, model_args: Any) -> None:

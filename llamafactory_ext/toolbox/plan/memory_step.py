@@ -1,8 +1,8 @@
 """Bytes of what comes and goes in a step: what the forward pass keeps, and what a backward pass needs at its peak.
 
 Written down from what autograd saves in transformers' Qwen2 and Qwen3 with PEFT: a frozen linear layer saves nothing
-of its input, one with a LoRA saves it; an RMSNorm a float32 copy of its input; SDPA query, key, value, output and the
-logarithms of its sums; ``silu(gate) * up`` all three.
+of its input, one with a LoRA saves it; SDPA query, key, value, output and the logarithms of its sums. By
+`llamafactory_ext.model.keep_less` an RMSNorm saves its input, and ``silu(gate) * up`` gate and up.
 """
 
 from .memory_weights import Load, Settings
@@ -36,18 +36,11 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """The layers' inputs, which wait for the backward pass on the device; of offloaded ones the one that is in use.
 
-    A layer without a checkpoint keeps a float32 copy in its norm, which is counted there; where the input is float32
-    already, the norm keeps it as it is.
     With float32 between the layers the first one's is in half precision still, and copies of it in float32 are made
     when it is computed again: then it is the only one that is left.
     """
     residual, offloaded = residual_bytes(shape, settings, load), _offloads(settings)
-    if offloaded:
-        waiting = residual
-    elif hidden_bytes(settings) == 2:
-        waiting = (shape.layers - _layers_kept(shape, settings)) * residual
-    else:
-        waiting = shape.layers * residual
+    waiting = residual if offloaded else shape.layers * residual
     if settings.quantization_bit is None and not settings.full and settings.checkpointing:
         waiting += residual  # PEFT wants a gradient of the embedding's output, which stays for it
     if settings.float32_between_layers and settings.weight_bytes == 2:
@@ -74,7 +67,7 @@ def _layers_kept(shape: Shape, settings: Settings) -> int:
 def _unread_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What the last layer's MLP does not keep: it runs for tokens only that a label follows."""
     inputs = _inputs_of_trained(shape, settings, _PROJECTIONS[2:])
-    each = 3 * _inner_bytes(settings) * shape.intermediate_size + inputs
+    each = 2 * _inner_bytes(settings) * shape.intermediate_size + inputs
     return max(0, load.tokens - load.labels) * each
 
 
@@ -82,10 +75,10 @@ def saved_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What autograd saves of one decoder layer beside its input."""
     hidden, inner = hidden_bytes(settings), _inner_bytes(settings)
     width, mlp = shape.hidden_size, shape.intermediate_size
-    norms = 4 * width * (2 if hidden == 2 else 1) + 8  # float32 already: the first one's is the checkpoint itself
-    each = norms + _inputs_of_trained(shape, settings) + 3 * inner * mlp
+    # Of two norms: the first one's is the checkpoint itself. In float32 each keeps a number a row beside.
+    each = hidden * width + 8 * (hidden == 4) + _inputs_of_trained(shape, settings) + 2 * inner * mlp
     if shape.qk_norm:  # norms, too
-        each += 4 * (shape.heads + shape.kv_heads) * (shape.head_dim + 1)
+        each += hidden * (shape.heads + shape.kv_heads) * (shape.head_dim + (hidden == 4))
     each += _attention(shape, settings)
     return load.tokens * each + _scores(shape, settings, load)
 
@@ -146,11 +139,10 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     if layers_kept == shape.layers:
         return ends + backward
     # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds: the
-    # MLP's input, in place of the layer's output, and the hidden states beside it, if no norm has saved them.
-    forward = mlp + weight + half * shape.hidden_size + residual * (hidden_bytes(settings) == 2)
+    # MLP's input, in place of the layer's output.
+    forward = mlp + weight + half * shape.hidden_size
     if settings.float32_between_layers:
         forward += half * shape.intermediate_size  # the product, cast
-        forward += mlp * (settings.compute_dtype == "float16")  # its scaled copy
     if settings.trains("down_proj"):  # the product has been saved
         forward -= mlp
     again = saved_bytes(shape, settings, load) + max(forward, backward) - kept_bytes(shape, settings, load)
