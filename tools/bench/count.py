@@ -338,8 +338,15 @@ def compare(
 
 def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Shape, Settings, Load | None]]:
     """Yields name, shape, settings and load (None: the start) of the recipes for one card, and of their levers."""
-    main, safe = "2080ti_qlora", "2080ti_qlora_safe"
+    main, safe, small = "2080ti_qlora", "2080ti_qlora_safe", "8gb_qlora"
     changed = {
+        f"{small} model_name_or_path=ChatTS-8B": (small, {"model_name_or_path": "ChatTS-8B"}),
+        f"{main} lora_target=all": (main, {"lora_target": "all"}),
+        f"{main} flash_attn=disabled": (main, {"flash_attn": "disabled"}),
+        f"{safe} layers_without_checkpoints=2": (
+            safe,
+            {"layers_without_checkpoints": 2, "offload_checkpoints": False},
+        ),
         f"{main} layers_without_checkpoints=2": (main, {"layers_without_checkpoints": 2}),
         f"{safe} offload_checkpoints=false": (safe, {"offload_checkpoints": False}),
         f"{main} model_name_or_path=ChatTS-8B": (main, {"model_name_or_path": "ChatTS-8B"}),
@@ -350,6 +357,7 @@ def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Sha
         recipe = Recipe(path, {**read_recipe(path), **changes})
         for depth in layers:
             shape, settings = replace(recipe.shape, layers=depth), recipe.settings("cuda", 1)
+            settings = replace(settings, stream_layers=-(-settings.stream_layers * depth // recipe.shape.layers))
             for tokens, load in _LOADS.items():
                 yield f"{name}, {tokens} tokens, {depth} layers", shape, settings, load
             yield f"{name}, load, {depth} layers", shape, settings, None

@@ -83,9 +83,9 @@ def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
     """Returns the bytes on the device at the peak of loading, by part.
 
     All weights lie there, or all but the encoder's, read last, with one as it was read beside what it became. What
-    `embedding_on_cpu` and `stream_head` name is read into CPU memory; streamed layers leave afterwards. "reserve": a card's allocator keeps the room of what was read, and the
-    encoder may not fit into it; an assumption, not measured. Of ZeRO-3's weights each process has its share only, and
-    that is in a step, too.
+    `embedding_on_cpu` and `stream_head` name is read into CPU memory; streamed layers leave afterwards. "reserve": a
+    card's allocator keeps the room of what was read, and the encoder may not fit into it; an assumption, not
+    measured. Of ZeRO-3's weights each process has its share only, and that is in a step, too.
     """
     context = _CUDA_CONTEXT if settings.device == "cuda" else _INTERPRETER
     if settings.zero_stage == 3:

@@ -82,6 +82,11 @@ class Settings:
         return self.finetuning_type == "full"
 
     @property
+    def keeps_less(self) -> bool:
+        """Whether `llamafactory_ext.model.keep_less` is at work: not where DeepSpeed gathers weights."""
+        return self.zero_stage == 0
+
+    @property
     def float32_between_layers(self) -> bool:
         """Whether hidden states and the MLP's inner ones are float32, although linear layers compute in half.
 
