@@ -59,7 +59,8 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
     cuda = settings.device == "cuda"
     layer, loss = layer_bytes(shape, settings, load), loss_bytes(shape, settings, load)
     checkpoints = input_bytes(shape, settings, load) + kept_bytes(shape, settings, load)
-    series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer)
+    coming = layers_on_their_way(shape, settings)  # in a layer, not where the loss is taken
+    series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer - coming)
     weights = weight_bytes(shape, settings) - layers_away(shape, settings)
     return {
         "weights" if settings.quantization_bit is None else "quantised weights": weights,
@@ -70,7 +71,7 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
         "gradients": gradient_bytes(shape, settings),
         "optimiser": 0 if _optimiser_on_host(settings) else optimiser_bytes(shape, settings),
         "encoder activations": series,
-        "layers on their way": layers_on_their_way(shape, settings),
+        "layers on their way": coming,
         "checkpoints": checkpoints,
         "largest layer": layer,
         "logits": rest,
