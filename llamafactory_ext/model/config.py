@@ -30,6 +30,8 @@ class ChatTSConfigMixin:
     ts_token_start_index = None
     ts_token_end_index = None
     published: dict[str, Any] | None = None
+    on_cpu: tuple[str, ...] = ()
+    """Parts that ``from_pretrained`` reads into CPU memory; said by whoever loads the model, and never saved."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -47,6 +49,7 @@ class ChatTSConfigMixin:
     def to_dict(self) -> dict[str, Any]:
         """Returns the published form: own ``model_type`` and ``auto_map``, and keys that older loaders read."""
         output: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        output.pop("on_cpu", None)
         published = output.pop("published", None) or {}
         output.update({key: published[key] for key in _PUT_ASIDE if key in published})
         name_as_before(output)

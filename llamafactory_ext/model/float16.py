@@ -48,7 +48,7 @@ def guard_last_projections(model: Any) -> int:
     """Lets each layer's ``down_proj`` compute on a smaller scale: its product fits float16 up to 4 million.
 
     Input and output must be float32 (they are, where the layer norms' weights are); in between, bitsandbytes computes
-    in float16. Price: an elementwise pass over both.
+    in float16, to which the smaller input is cast as it is made. Price: an elementwise pass over both.
 
     Returns:
         The number of projections.
@@ -62,11 +62,11 @@ def guard_last_projections(model: Any) -> int:
 
 def _make_smaller(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     (hidden,) = inputs
-    return (_Scaled.apply(hidden.float(), _SHIFT),)
+    return (_Scaled.apply(hidden.float(), _SHIFT, torch.float16),)
 
 
 def _make_larger(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    return _Scaled.apply(output.float(), 1 / _SHIFT)
+    return _Scaled.apply(output.float(), 1 / _SHIFT, torch.float32)
 
 
 class _Scaled(torch.autograd.Function):  # type: ignore[misc]
@@ -76,9 +76,10 @@ class _Scaled(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, factor: float) -> torch.Tensor:
-        return tensor * factor
+    def forward(ctx: Any, tensor: torch.Tensor, factor: float, dtype: torch.dtype) -> torch.Tensor:
+        # A card rounds while it writes; no float32 multiple lies beside it.
+        return torch.mul(tensor, factor, out=torch.empty_like(tensor, dtype=dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient.float(), None, None

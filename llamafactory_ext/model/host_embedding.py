@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .streamed_head import StreamedHead
+
 
 class HostEmbedding(nn.Embedding):  # type: ignore[misc]
     """An embedding whose weight stays in CPU memory; ids may be on any device, rows come to theirs."""
@@ -30,6 +32,9 @@ class HostEmbedding(nn.Embedding):  # type: ignore[misc]
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         rows: torch.Tensor = super().forward(input_ids.to(self.weight.device))
         return rows.to(input_ids.device)
+
+
+_KEYS = {HostEmbedding: ("embedding_on_cpu", "embedding"), StreamedHead: ("stream_head", "head")}
 
 
 def move_embedding_to_cpu(model: Any) -> int:
@@ -59,14 +64,18 @@ def move_embedding_to_cpu(model: Any) -> int:
 def keep_out_of_ddp(model: nn.Module) -> None:
     """Tells DistributedDataParallel to pass over weights that lie in CPU memory; it wants all on one kind of device.
 
+    Of streamed layers all 4-bit weights: what stands in for one has no memory that could be written to.
+
     Raises:
         ValueError: such a weight is to be trained.
     """
     names = []
     for path, module in model.named_modules():
-        if isinstance(module, HostEmbedding):
+        if isinstance(module, HostEmbedding | StreamedHead):
             if module.weight.requires_grad:
-                raise ValueError("`embedding_on_cpu` needs a frozen embedding, but this run trains it; remove the key")
+                key, part = _KEYS[type(module)]
+                raise ValueError(f"`{key}` needs a frozen {part}, but this run trains it; remove the key")
             names.append(f"{path}.weight")
+    names += [name for name, weight in model.named_parameters() if weight.stride() and not any(weight.stride())]
     # Not public in name, but the documented way, and the only one (torch 2.11).
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)

@@ -9,6 +9,7 @@ The class names are the published ones, so that a saved checkpoint names the sam
 Checked with transformers 4.57.6, 5.5.4, 5.6.0 and 5.24.0.
 """
 
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from . import placement
 from .config import Qwen2TSConfig, Qwen3TSConfig
 from .constrained import Grammars, rows_of_series
 from .encoder import TimeSeriesEncoder
 from .last_layer import read_rows_only
 from .loss import summed_in_pieces
 from .published import copy_published_files
+from .streamed_head import StreamedHead
 
 
 _IGNORED = -100
@@ -74,12 +77,17 @@ class ChatTSMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
-        """As upstream's; a bitsandbytes config that skips nothing is told to skip the encoder and the head."""
+        """As upstream's; a bitsandbytes config that skips nothing is told to skip the encoder and the head.
+
+        The parts that ``config.on_cpu`` names are read into CPU memory.
+        """
         if isinstance(quantization_config, BitsAndBytesConfig) and not quantization_config.llm_int8_skip_modules:
             quantization_config.llm_int8_skip_modules = list(_UNQUANTISED)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        read = functools.partial(super().from_pretrained, *args)  # type: ignore[misc]
+        split = placement.split(kwargs.get("device_map"), getattr(kwargs.get("config"), "on_cpu", ()))
+        return read(**kwargs) if split is None else placement.read_apart(read, **{**kwargs, "device_map": split})
 
     def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As upstream's; with ``grammars``, answers about series are JSON of anomalies within them.
@@ -118,8 +126,8 @@ class ChatTSMixin:
 
     @property
     def device(self) -> torch.device:
-        """The device that inputs are wanted on: the head's, since the embedding may lie in CPU memory."""
-        device: torch.device = self.lm_head.weight.device
+        """The device that inputs are wanted on: the last norm's, since embedding and head may lie in CPU memory."""
+        device: torch.device = self.model.norm.weight.device
         return device
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -238,14 +246,12 @@ class ChatTSMixin:
             )
             return loss
 
-        head_is_trained = any(weight.requires_grad for weight in self.lm_head.parameters())
-        loss = summed_in_pieces(
-            piece_loss,
-            hidden.flatten(0, 1).index_select(0, rows),
-            targets,
-            self.config.vocab_size,
-            head_is_trained,
-        )
+        picked = hidden.flatten(0, 1).index_select(0, rows)
+        if isinstance(self.lm_head, StreamedHead):
+            loss = self.lm_head.summed_loss(picked, targets) / count
+        else:
+            head_is_trained = any(weight.requires_grad for weight in self.lm_head.parameters())
+            loss = summed_in_pieces(piece_loss, picked, targets, self.config.vocab_size, head_is_trained)
         if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
             raise FloatingPointError(
                 _describe(f"the loss is {float(loss.detach())}", hidden, self.lm_head.weight, True)

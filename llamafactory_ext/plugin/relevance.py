@@ -21,6 +21,8 @@ OWN_KEYS = (
     "embedding_on_cpu",
     "offload_checkpoints",
     "layers_without_checkpoints",
+    "stream_head",
+    "stream_layers",
     "event_f1_steps",
     "event_f1_records",
     "constrained_answers",

@@ -81,6 +81,14 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         default=0,
         metadata={"help": "How many of the last layers keep what their backward pass needs: they are computed once."},
     )
+    stream_head: bool = field(
+        default=False,
+        metadata={"help": "Keep the head in CPU memory; it comes to the card piece by piece, once a record."},
+    )
+    stream_layers: int = field(
+        default=0,
+        metadata={"help": "How many layers lie in CPU memory, their 4-bit weights on the card when they are used."},
+    )
     event_f1_steps: int | None = field(
         default=None,
         metadata={"help": "Answer some validation records every so many steps and log the answers' event F1."},
@@ -96,7 +104,7 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("embedding_on_cpu", "offload_checkpoints", "constrained_answers"):
+        for key in ("embedding_on_cpu", "offload_checkpoints", "stream_head", "constrained_answers"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; expected `true` or `false`.")
         self._check_layers()
@@ -104,14 +112,22 @@ class SeriesFinetuningArguments(FinetuningArguments):  # type: ignore[misc]
         self._check_encoder_lr()
 
     def _check_layers(self) -> None:
-        layers = self.layers_without_checkpoints
-        if layers != 0 and not is_count(layers):
-            raise ValueError(f"`layers_without_checkpoints` is {layers!r}; expected a whole number from 0.")
-        if layers and self.offload_checkpoints:
+        for key in ("layers_without_checkpoints", "stream_layers"):
+            if (value := getattr(self, key)) != 0 and not is_count(value):
+                raise ValueError(f"`{key}` is {value!r}; expected a whole number from 0.")
+        if self.layers_without_checkpoints and self.offload_checkpoints:
             raise ValueError(
                 "`layers_without_checkpoints` does not go with `offload_checkpoints`, which would move all that these "
                 "layers keep; remove one of them."
             )
+        if self.layers_without_checkpoints and self.stream_layers:
+            raise ValueError(
+                "`layers_without_checkpoints` does not go with `stream_layers`: a streamed layer's weights leave the "
+                "card before its backward pass; remove one of them."
+            )
+        for key in ("stream_head", "stream_layers"):
+            if getattr(self, key) and self.finetuning_type != "lora":
+                raise ValueError(f"`{key}` needs weights that are not trained: `finetuning_type: lora`; or remove it.")
 
     def _check_event_f1(self) -> None:
         for key in ("event_f1_steps", "event_f1_records"):

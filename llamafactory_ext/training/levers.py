@@ -16,6 +16,9 @@ from llamafactory_ext.model.attention import use_where_it_suits
 from llamafactory_ext.model.constrained import Grammars
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
+from llamafactory_ext.model.keep_less import keep_less
+from llamafactory_ext.model.streamed_head import stream_head
+from llamafactory_ext.model.streamed_layers import LayerStream
 from llamafactory_ext.plugin.relevance import is_our_run
 from llamafactory_ext.training.encoder import train_whole
 from llamafactory_ext.training.runs import begin_training
@@ -47,6 +50,9 @@ def install(upstream: Any) -> str | None:
         if moves_embedding:
             _move_embedding(model)
         _fit_precision(model, model_args, is_trainable)  # casts weight by weight, so the largest one has left before
+        streams = _stream(model, model_args, finetuning_args, is_trainable)
+        if is_trainable and deepspeed_config() is None and not is_fsdp_enabled():  # those gather a module's weights
+            keep_less(model)
         if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
         if is_trainable and finetuning_args.layers_without_checkpoints:
@@ -54,7 +60,7 @@ def install(upstream: Any) -> str | None:
         adapted = init_adapter(config, model, model_args, finetuning_args, is_trainable)
         if is_trainable and finetuning_args.finetuning_type == "freeze" and finetuning_args.train_timeseries_modules:
             train_whole(adapted)
-        if moves_embedding and is_trainable:
+        if (moves_embedding or streams) and is_trainable:
             keep_out_of_ddp(adapted)
         return adapted
 
@@ -109,23 +115,52 @@ def _keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _move_embedding(model: Any) -> None:
+def _refuse_other_placement(key: str) -> None:
     if deepspeed_config() is not None or is_fsdp_enabled():
-        raise ValueError(
-            "`embedding_on_cpu` does not go with DeepSpeed or FSDP, which place weights themselves; remove it."
-        )
+        raise ValueError(f"`{key}` does not go with DeepSpeed or FSDP, which place weights themselves; remove it.")
+
+
+def _move_embedding(model: Any) -> None:
+    _refuse_other_placement("embedding_on_cpu")
     size = move_embedding_to_cpu(model)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     logger.info_rank0(f"The embedding table stays in CPU memory: {size / 2**20:,.1f} MiB less on the card.")
 
 
-def _offload_checkpoints(model: Any, model_args: Any) -> None:
+def _stream(model: Any, model_args: Any, finetuning_args: Any, is_trainable: bool) -> bool:
+    """Lets head and layers come from CPU memory where they are asked to; returns whether any do."""
+    # As of the embedding: a reference model's arguments lack the keys. What is exported is wanted whole.
+    head, layers = (getattr(finetuning_args, key, 0) for key in ("stream_head", "stream_layers"))
+    if not (head or layers) or model_args.export_dir is not None:
+        return False
+    if head:
+        _refuse_other_placement("stream_head")
+        size = stream_head(model)
+        logger.info_rank0(f"The head comes from CPU memory piece by piece: {size / 2**20:,.1f} MiB less on the card.")
+    if layers:
+        _refuse_other_placement("stream_layers")
+        if is_trainable:
+            _require_checkpoints("stream_layers", model_args)
+        if layers > len(model.model.layers):
+            raise ValueError(f"`stream_layers` is {layers}; the model has {len(model.model.layers)} layers.")
+        size = LayerStream(model, layers).size
+        logger.info_rank0(f"{layers} layers come from CPU memory: {size / 2**20:,.1f} MiB less on the card.")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True
+
+
+def _require_checkpoints(key: str, model_args: Any) -> None:
     if model_args.disable_gradient_checkpointing or not model_args.use_reentrant_gc or model_args.use_unsloth_gc:
         raise ValueError(
-            "`offload_checkpoints` needs gradient checkpointing as it is by default; remove it, or "
+            f"`{key}` needs gradient checkpointing as it is by default; remove it, or "
             "`disable_gradient_checkpointing`, `use_reentrant_gc: false` and `use_unsloth_gc`."
         )
+
+
+def _offload_checkpoints(model: Any, model_args: Any) -> None:
+    _require_checkpoints("offload_checkpoints", model_args)
     model.offload_checkpoints = True
     logger.info_rank0("The layers' checkpoints wait for the backward pass in CPU memory.")
 

@@ -13,9 +13,10 @@ from llamafactory.extras import logging
 
 from llamafactory_ext.model import ChatTSProcessor, read_config
 from llamafactory_ext.model.adapters import check_adapter
+from llamafactory_ext.model.placement import EMBEDDING, HEAD
 from llamafactory_ext.model.weights import check_weights
 from llamafactory_ext.plugin.activation import require
-from llamafactory_ext.plugin.relevance import is_other_run
+from llamafactory_ext.plugin.relevance import is_other_run, is_our_run, this_run
 from llamafactory_ext.training.runs import wrong_template
 
 
@@ -78,10 +79,19 @@ def install_config(upstream: Any) -> str | None:
             check_adapter(adapter, model_args.adapter_folder or "", **hub)
         if not model_args.train_from_scratch:
             check_weights(config, model_args.model_name_or_path, **hub)
+        config.on_cpu = _parts_on_cpu(model_args, config)
         return config
 
     upstream.load_config = load_native_config
     return "wrapped"
+
+
+def _parts_on_cpu(model_args: Any, config: Any) -> tuple[str, ...]:
+    """Returns the parts that the run wants in CPU memory, which need never be read onto the card."""
+    if not is_our_run(model_args) or config.tie_word_embeddings:
+        return ()
+    parts = {"embedding_on_cpu": EMBEDDING, "stream_head": HEAD}
+    return tuple(part for key, part in parts.items() if any(getattr(one, key, False) for one in this_run()))
 
 
 def install_processor(upstream: Any) -> str | None:

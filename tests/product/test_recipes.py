@@ -92,6 +92,7 @@ def test_every_recipe_is_there() -> None:
         "2080ti_simple",
         "3060_qlora",
         "3090_deepspeed_fp16",
+        "8gb_qlora",
         "a100_deepspeed_fp16",
         "cpu_demo",
         "cpu_demo_full",

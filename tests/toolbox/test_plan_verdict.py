@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
@@ -100,11 +100,22 @@ def test_batch_is_split_and_the_step_stays(make: Make) -> None:
 
 def test_shorter_series_are_the_last_resort(make: Make) -> None:
     levers = {"embedding_on_cpu": True, "offload_checkpoints": True, "optim": "paged_adamw_8bit"}
-    longest = Load(tokens=12_600, labels=200, patches=600)
-    card = Card("card", needed(make(**levers), Load(tokens=12_100, labels=200, patches=100)))
+    levers |= {"stream_head": True, "stream_layers": 24}
+    longest = Load(tokens=32_600, labels=200, patches=600)
+    card = Card("card", needed(make(**levers), Load(tokens=32_100, labels=200, patches=100)))
     verdict = judge(make(), SHAPE, longest, card, 1)
     assert verdict.changes[-1].text == "(series thinned: llamafactory-ext prepare --max-points 768)"
     assert sum("max-points" in change.text for change in verdict.changes) == 1
+
+
+def test_head_and_layers_come_from_cpu_memory_before_data_are_thinned(make: Make) -> None:
+    levers = {"embedding_on_cpu": True, "offload_checkpoints": True, "optim": "paged_adamw_8bit"}
+    for more in ({"stream_head": True}, {"stream_head": True, "stream_layers": 8}):
+        verdict = judge(make(), SHAPE, RECORD, Card("card", needed(make(**levers, **more))), 1)
+        assert dict(verdict.changes[-1].keys) == dict([list(more.items())[-1]])
+    kept = make(layers_without_checkpoints=2, embedding_on_cpu=True)
+    small = judge(kept, SHAPE, RECORD, Card("card", needed(make(**levers, **more))), 1)
+    assert small.changes[-1].keys["stream_layers"] == 8
 
 
 def test_nothing_helps(make: Make) -> None:
@@ -113,6 +124,7 @@ def test_nothing_helps(make: Make) -> None:
 
 
 @given(gib=st.floats(5, 30), tokens=st.integers(700, 6000))
+@settings(deadline=None)
 def test_what_it_says_fits_does(gib: float, tokens: int) -> None:
     values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
     recipe = Recipe(Path("mine.yaml"), values | {"per_device_train_batch_size": 1})
@@ -187,8 +199,13 @@ def test_recipe_for_a_card(make: Make) -> None:
         found = recommend(recipes, SHAPE, usual, card)
         assert found is not None and found.why
         row = table[found.recipe.path.name]
+        if card.gib < 8:
+            assert "8 GB" in row
+            continue
         assert "RTX 2080Ti, 11 GB" in row if card.capability < (8, 0) else "and newer" in row, card
     assert recommend(recipes, SHAPE, usual, CARDS["2080ti"]).recipe.path.stem == "2080ti_qlora"
+    for name in ("2080", "3070", "4060"):
+        assert recommend(recipes, SHAPE, usual, CARDS[name]).recipe.path.stem == "8gb_qlora"
     longer = recommend(recipes, SHAPE, Load(tokens=3000, labels=120, patches=625), CARDS["2080ti"])
     assert longer.recipe.path.stem == "2080ti_qlora_safe" and "smaller" in longer.why
     assert recommend(recipes, SHAPE, RECORD, Card("card", 6.0, (7, 5))) is None
@@ -267,6 +284,8 @@ def test_keys_that_a_card_lacks(make: Make, keys: dict[str, Any], text: str) -> 
     ("keys", "text"),
     [
         ({"disable_gradient_checkpointing": True}, "disable_gradient_checkpointing are both set: remove one"),
+        ({"stream_layers": 1}, "stream_layers needs gradient checkpoints in all layers"),
+        ({"stream_layers": 49}, "stream_layers is 49, the model has 48 layers: stream_layers=48"),
         ({"layers_without_checkpoints": 48}, "is 48, the model has 48 layers: disable_gradient_checkpointing=true"),
     ],
 )

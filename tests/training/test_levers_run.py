@@ -1,5 +1,6 @@
 """Memory levers through LLaMA-Factory: applied where they belong, refused elsewhere, and the run stays the same."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import ROOT, log_history, run_cli
 from helpers_model import build, gradients, inputs, labels_for, record
 
 from llamafactory_ext.model.host_embedding import HostEmbedding
+from llamafactory_ext.model.streamed_head import StreamedHead
 
 
 LEVERS = ("embedding_on_cpu=true", "offload_checkpoints=true")
@@ -118,11 +120,59 @@ def test_last_layers_are_computed_once(adapt: Adapt, log: pytest.LogCaptureFixtu
         ({"layers_without_checkpoints": 1, "offload_checkpoints": True}, "does not go with `offload_checkpoints`"),
         ({"layers_without_checkpoints": -1}, "is -1; expected a whole number from 0"),
         ({"layers_without_checkpoints": True}, "is True; expected a whole number from 0"),
+        ({"layers_without_checkpoints": 1, "stream_layers": 1}, "does not go with `stream_layers`"),
     ],
 )
 def test_layers_without_checkpoints_that_can_not_be(adapt: Adapt, keys: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=f"`layers_without_checkpoints` {says}"):
         adapt(build("qwen2"), **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"stream_layers": -1}, "`stream_layers` is -1; expected a whole number from 0"),
+        ({"stream_layers": 3}, "`stream_layers` is 3; the model has 2 layers"),
+        ({"stream_layers": 1}, "`stream_layers` needs weights in 4 bit"),
+        ({"stream_layers": 1, "disable_gradient_checkpointing": True}, "`stream_layers` needs gradient checkpointing"),
+        ({"stream_head": "yes"}, "`stream_head` is 'yes'; expected `true` or `false`"),
+        ({"stream_head": True, "finetuning_type": "full"}, "`stream_head` needs weights that are not trained"),
+    ],
+)
+def test_streams_that_can_not_be(adapt: Adapt, keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        adapt(build("qwen2"), **keys)
+
+
+def test_head_is_streamed(adapt: Adapt, log: pytest.LogCaptureFixture) -> None:
+    model = adapt(build("qwen2"), lora_target="q_proj", stream_head=True)
+    assert isinstance(model.get_output_embeddings(), StreamedHead)
+    assert "lm_head.weight" in " ".join(model._ddp_params_and_buffers_to_ignore)
+    assert "The head comes from CPU memory piece by piece: 0.1 MiB less" in log.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "tied", "expected"),
+    [
+        ({}, False, ()),
+        ({"embedding_on_cpu": True}, False, ("model.embed_tokens",)),
+        ({"embedding_on_cpu": True, "stream_head": True}, False, ("model.embed_tokens", "lm_head")),
+        ({"embedding_on_cpu": True}, True, ()),
+    ],
+)
+def test_what_is_never_read_onto_the_card(
+    tmp_path: Path, keys: dict[str, Any], tied: bool, expected: tuple[str, ...]
+) -> None:
+    """As LLaMA-Factory's loader asks for the config; other arguments than the run's, a reference model's, get none."""
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import loader
+
+    build("qwen2", tie_word_embeddings=tied).save_pretrained(tmp_path)
+    recipe = {"model_name_or_path": str(tmp_path), "dataset": "none", "output_dir": str(tmp_path / "out")}
+    recipe |= {"stage": "sft", "do_train": True, "template": "chatts", "report_to": "none", "use_cpu": True}
+    model_args = get_train_args(recipe | keys)[0]
+    assert loader.load_config(model_args).on_cpu == expected
+    assert loader.load_config(copy.copy(model_args)).on_cpu == ()
 
 
 @pytest.mark.parametrize(

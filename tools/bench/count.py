@@ -41,7 +41,11 @@ from transformers import masking_utils
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM, modeling
 from llamafactory_ext.model.attention import SDPA_REPEATED
+from llamafactory_ext.model.copying import Copier, Copy
 from llamafactory_ext.model.float16 import guard_last_projections
+from llamafactory_ext.model.keep_less import keep_less
+from llamafactory_ext.model.streamed_head import stream_head
+from llamafactory_ext.model.streamed_layers import LayerStream
 from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, run, say
 from llamafactory_ext.toolbox.plan.memory import Load, Settings, on_device, while_loading
 from llamafactory_ext.toolbox.plan.recipe import Recipe
@@ -51,6 +55,7 @@ from llamafactory_ext.toolbox.session.recipe import read_recipe
 
 MIB = 2**20
 MOST_OFF = 0.03
+_ON_THEIR_WAY = "layers on their way"
 _STAY = ("quantised weights", "weights", "embedding", "head", "encoder", "adapter", "gradients", "optimiser")
 _NOT_COUNTED = ("context", "reserve")
 _RECIPES = Path(__file__).parents[2] / "yaml"
@@ -202,6 +207,7 @@ def _prepare(shape: Shape, settings: Settings) -> Any:
     model.offload_checkpoints = settings.offload_checkpoints
     if settings.float32_between_layers and settings.compute_dtype == "float16":
         guard_last_projections(model)
+    keep_less(model)
     for layer in model.model.layers[shape.layers - settings.layers_without_checkpoints :]:
         layer.gradient_checkpointing = False
     prepare_model_for_training(
@@ -227,17 +233,23 @@ def _part_of(name: str, settings: Settings) -> str:
         return "adapter"
     if "embed_tokens" in name:
         return "" if settings.embedding_on_cpu and settings.device == "cuda" else "embedding"
+    if "lm_head" in name and settings.stream_head:
+        return ""
     kind = "weights" if settings.quantization_bit is None else "quantised weights"
     return "encoder" if "ts_encoder" in name else "head" if "lm_head" in name else kind
 
 
 def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
     """Returns the bytes alive at the peak of a step that is not the first one, by part."""
-    alive = Alive(load)
+    alive, start_copy = Alive(load), Copier.start
 
     def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
         with alive.belongs_to(""):
             return tensor.clone()
+
+    def start(self: Copier, tensors: Any, rooms: Any = None) -> Copy:
+        with alive.belongs_to(_ON_THEIR_WAY):
+            return start_copy(self, tensors, rooms)
 
     def offload(**_: Any) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(to_cpu, torch.clone)
@@ -252,6 +264,14 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
                 alive.add(fake, _part_of(f"{path}.{name}", settings))
                 is_weight = isinstance(tensor, nn.Parameter)
                 setattr(module, name, nn.Parameter(fake, tensor.requires_grad) if is_weight else fake)
+                if name == "weight" and isinstance(module, _Linear4bit):
+                    module.weight.quant_state = module  # it has one: it is in 4 bit
+        base = model if settings.full else model.get_base_model()
+        if settings.stream_head:
+            stream_head(base)
+        if settings.stream_layers:
+            LayerStream(base, settings.stream_layers)
+        alive.at_peak = +alive.now  # without what was there before it left
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         for weight in trained:
             weight.grad = torch.zeros_like(weight)
@@ -266,6 +286,7 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
         ids, labels = (torch.zeros(load.rows, load.tokens // load.rows, dtype=torch.long) for _ in range(2))
         stack.enter_context(alive)
         stack.enter_context(mock.patch.object(modeling, "save_on_cpu", offload))
+        stack.enter_context(mock.patch.object(Copier, "start", start))
         # For fake tensors transformers writes out a causal mask, which it leaves to SDPA in training.
         stack.enter_context(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         cpu_autocast = torch.is_autocast_enabled  # PEFT asks about a card's
@@ -278,9 +299,9 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
 
 
 def count_loading(shape: Shape, settings: Settings) -> Counter[str]:
-    """Returns the bytes alive at the peak while a checkpoint is loaded, by part, nothing in CPU memory yet."""
+    """Returns the bytes alive at the peak while a checkpoint is loaded, by part; no layer has left the device yet."""
     alive, kept = Alive(Load(0, 0, 0)), []
-    settings = replace(settings, finetuning_type="lora", embedding_on_cpu=False)
+    settings = replace(settings, finetuning_type="lora")
     with torch.device("meta"):
         model = _lay_out(shape, settings)
     linear = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -317,8 +338,15 @@ def compare(
 
 def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Shape, Settings, Load | None]]:
     """Yields name, shape, settings and load (None: the start) of the recipes for one card, and of their levers."""
-    main, safe = "2080ti_qlora", "2080ti_qlora_safe"
+    main, safe, small = "2080ti_qlora", "2080ti_qlora_safe", "8gb_qlora"
     changed = {
+        f"{small} model_name_or_path=ChatTS-8B": (small, {"model_name_or_path": "ChatTS-8B"}),
+        f"{main} lora_target=all": (main, {"lora_target": "all"}),
+        f"{main} flash_attn=disabled": (main, {"flash_attn": "disabled"}),
+        f"{safe} layers_without_checkpoints=2": (
+            safe,
+            {"layers_without_checkpoints": 2, "offload_checkpoints": False},
+        ),
         f"{main} layers_without_checkpoints=2": (main, {"layers_without_checkpoints": 2}),
         f"{safe} offload_checkpoints=false": (safe, {"offload_checkpoints": False}),
         f"{main} model_name_or_path=ChatTS-8B": (main, {"model_name_or_path": "ChatTS-8B"}),
@@ -329,6 +357,7 @@ def standard_cases(layers: tuple[int, ...] = (4, 48)) -> Iterator[tuple[str, Sha
         recipe = Recipe(path, {**read_recipe(path), **changes})
         for depth in layers:
             shape, settings = replace(recipe.shape, layers=depth), recipe.settings("cuda", 1)
+            settings = replace(settings, stream_layers=-(-settings.stream_layers * depth // recipe.shape.layers))
             for tokens, load in _LOADS.items():
                 yield f"{name}, {tokens} tokens, {depth} layers", shape, settings, load
             yield f"{name}, load, {depth} layers", shape, settings, None

@@ -29,6 +29,9 @@ class UnknownCardError(Exception):
 CARDS = {
     "2080ti": Card("RTX 2080Ti", 10.7, (7, 5)),
     "2080ti-22g": Card("RTX 2080Ti, 22 GB", 21.4, (7, 5)),
+    "2080": Card("RTX 2080, 8 GB", 7.6, (7, 5)),
+    "3070": Card("RTX 3070, 8 GB", 7.6, (8, 6)),
+    "4060": Card("RTX 4060, 8 GB", 7.6, (8, 9)),
     "3060": Card("RTX 3060, 12 GB", 11.6, (8, 6)),
     "3090": Card("RTX 3090", 23.5, (8, 6)),
     "4090": Card("RTX 4090", 23.5, (8, 9)),

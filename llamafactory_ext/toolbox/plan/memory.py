@@ -23,6 +23,8 @@ from .memory_weights import (
     encoder_bytes,
     gradient_bytes,
     head_bytes,
+    layers_away,
+    layers_on_their_way,
     offloaded_weight_bytes,
     optimiser_bytes,
     pinned,
@@ -57,17 +59,19 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
     cuda = settings.device == "cuda"
     layer, loss = layer_bytes(shape, settings, load), loss_bytes(shape, settings, load)
     checkpoints = input_bytes(shape, settings, load) + kept_bytes(shape, settings, load)
-    series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer)
-    weights = weight_bytes(shape, settings)
+    coming = layers_on_their_way(shape, settings)  # in a layer, not where the loss is taken
+    series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer - coming)
+    weights = weight_bytes(shape, settings) - layers_away(shape, settings)
     return {
         "weights" if settings.quantization_bit is None else "quantised weights": weights,
         "embedding": 0 if _embedding_on_host(shape, settings) else embedding_bytes(shape, settings),
-        "head": head_bytes(shape, settings),
+        "head": 0 if _head_on_host(shape, settings) else head_bytes(shape, settings),
         "encoder": encoder_bytes(shape, settings),
         "adapter": adapter_bytes(shape, settings),
         "gradients": gradient_bytes(shape, settings),
         "optimiser": 0 if _optimiser_on_host(settings) else optimiser_bytes(shape, settings),
         "encoder activations": series,
+        "layers on their way": coming,
         "checkpoints": checkpoints,
         "largest layer": layer,
         "logits": rest,
@@ -79,10 +83,10 @@ def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
 def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
     """Returns the bytes on the device at the peak of loading, by part.
 
-    All weights lie there, or all but the encoder's, read last, with one as it was read beside what it became; the
-    embedding leaves for CPU memory afterwards. "reserve": a card's allocator keeps the room of what was read, and the
-    encoder may not fit into it; an assumption, not measured. Of ZeRO-3's weights each process has its share only, and
-    that is in a step, too.
+    All weights lie there, or all but the encoder's, read last, with one as it was read beside what it became. What
+    `embedding_on_cpu` and `stream_head` name is read into CPU memory; streamed layers leave afterwards. "reserve": a
+    card's allocator keeps the room of what was read, and the encoder may not fit into it; an assumption, not
+    measured. Of ZeRO-3's weights each process has its share only, and that is in a step, too.
     """
     context = _CUDA_CONTEXT if settings.device == "cuda" else _INTERPRETER
     if settings.zero_stage == 3:
@@ -92,8 +96,8 @@ def while_loading(shape: Shape, settings: Settings) -> dict[str, int]:
     largest = max(width * out for width, out in shape.linears.values()) * settings.weight_bytes
     return {
         "weights" if settings.quantization_bit is None else "quantised weights": weight_bytes(shape, read),
-        "embedding": embedding_bytes(shape, read),
-        "head": head_bytes(shape, read),
+        "embedding": 0 if _embedding_on_host(shape, read) else embedding_bytes(shape, read),
+        "head": 0 if _head_on_host(shape, read) else head_bytes(shape, read),
         "encoder": encoder,
         "weight being read": max(0, largest - encoder),
         "context": context,
@@ -111,11 +115,13 @@ def on_host(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
         return {"training": processes * sum(on_device(shape, settings, load).values())}
     offloaded = settings.offload_checkpoints and settings.checkpointing
     paged = _optimiser_on_host(settings)
+    streamed = layers_away(shape, settings) + _head_on_host(shape, settings) * head_bytes(shape, settings)
     return {
         "processes": processes * _INTERPRETER,
         "while loading": _loading_bytes(shape, settings),
         "offloaded weights": offloaded_weight_bytes(shape, settings),
         "embedding": processes * _embedding_on_host(shape, settings) * embedding_bytes(shape, settings),
+        "streamed weights": processes * streamed,
         "checkpoints": processes * offloaded * shape.layers * pinned(residual_bytes(shape, settings, load)),
         "optimiser": processes * paged * optimiser_bytes(shape, settings),
     }
@@ -124,6 +130,10 @@ def on_host(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
 def _embedding_on_host(shape: Shape, settings: Settings) -> bool:
     """A head that shares the table keeps it on the device; and on a CPU the device is the host."""
     return settings.embedding_on_cpu and not shape.tied and settings.device == "cuda"
+
+
+def _head_on_host(shape: Shape, settings: Settings) -> bool:
+    return settings.stream_head and not shape.tied and settings.device == "cuda"
 
 
 def _optimiser_on_host(settings: Settings) -> bool:

@@ -1,8 +1,8 @@
 """Bytes of what comes and goes in a step: what the forward pass keeps, and what a backward pass needs at its peak.
 
 Written down from what autograd saves in transformers' Qwen2 and Qwen3 with PEFT: a frozen linear layer saves nothing
-of its input, one with a LoRA saves it; an RMSNorm a float32 copy of its input; SDPA query, key, value, output and the
-logarithms of its sums; ``silu(gate) * up`` all three.
+of its input, one with a LoRA saves it; SDPA query, key, value, output and the logarithms of its sums. By
+`llamafactory_ext.model.keep_less` an RMSNorm saves its input, and ``silu(gate) * up`` gate and up.
 """
 
 from .memory_weights import Load, Settings
@@ -16,6 +16,8 @@ _PROJECTIONS = (
     ("down_proj",),
 )  # by their input
 _LOGITS_AT_ONCE, _FEWEST_LABELS = 2**25, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
+
+_PIECE, _LOGITS_OF_A_PIECE = 2**26, 2**23  # as `llamafactory_ext.model.streamed_head`
 
 
 def labels_at_once(vocab_size: int) -> int:
@@ -36,22 +38,14 @@ def residual_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """The layers' inputs, which wait for the backward pass on the device; of offloaded ones the one that is in use.
 
-    A layer without a checkpoint keeps a float32 copy in its norm, which is counted there; where the input is float32
-    already, the norm keeps it as it is.
-    With float32 between the layers the first one's is in half precision still, and copies of it in float32 are made
-    when it is computed again: then it is the only one that is left.
+    With float32 between the layers the first one's is in half precision still.
     """
     residual, offloaded = residual_bytes(shape, settings, load), _offloads(settings)
-    if offloaded:
-        waiting = residual
-    elif hidden_bytes(settings) == 2:
-        waiting = (shape.layers - _layers_kept(shape, settings)) * residual
-    else:
-        waiting = shape.layers * residual
+    waiting = residual if offloaded else shape.layers * residual
     if settings.quantization_bit is None and not settings.full and settings.checkpointing:
         waiting += residual  # PEFT wants a gradient of the embedding's output, which stays for it
     if settings.float32_between_layers and settings.weight_bytes == 2:
-        waiting = max(waiting - (0 if offloaded else residual // 2), (3 - offloaded) * residual)
+        waiting -= 0 if offloaded else residual // 2
     return waiting
 
 
@@ -74,7 +68,7 @@ def _layers_kept(shape: Shape, settings: Settings) -> int:
 def _unread_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What the last layer's MLP does not keep: it runs for tokens only that a label follows."""
     inputs = _inputs_of_trained(shape, settings, _PROJECTIONS[2:])
-    each = 3 * _inner_bytes(settings) * shape.intermediate_size + inputs
+    each = _gated(settings) * _inner_bytes(settings) * shape.intermediate_size + inputs
     return max(0, load.tokens - load.labels) * each
 
 
@@ -82,12 +76,21 @@ def saved_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """What autograd saves of one decoder layer beside its input."""
     hidden, inner = hidden_bytes(settings), _inner_bytes(settings)
     width, mlp = shape.hidden_size, shape.intermediate_size
-    norms = 4 * width * (2 if hidden == 2 else 1) + 8  # float32 already: the first one's is the checkpoint itself
-    each = norms + _inputs_of_trained(shape, settings) + 3 * inner * mlp
+    # Of two norms: the first one's is the checkpoint itself. In float32 each keeps a number a row beside.
+    norms = hidden * width + 8 * (hidden == 4)
+    rows = hidden * (shape.head_dim + (hidden == 4))
+    if hidden == 2 and not settings.keeps_less:  # copies in float32
+        norms, rows = 8 * width + 8, 4 * (shape.head_dim + 1)
+    each = norms + _inputs_of_trained(shape, settings) + _gated(settings) * inner * mlp
     if shape.qk_norm:  # norms, too
-        each += 4 * (shape.heads + shape.kv_heads) * (shape.head_dim + 1)
+        each += (shape.heads + shape.kv_heads) * rows
     each += _attention(shape, settings)
     return load.tokens * each + _scores(shape, settings, load)
+
+
+def _gated(settings: Settings) -> int:
+    """How many of gate, its activation and up are kept."""
+    return 2 if settings.keeps_less else 3
 
 
 def _inner_bytes(settings: Settings) -> int:
@@ -140,17 +143,17 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     weight = _weight_at_once(shape, settings)
     # The layer's output, and the gradient that comes to it: in place of the last layer's input, if that has waited.
     ends = residual * (1 + (layers_kept > 0 or _offloads(settings)))
-    # Of the MLP: gradients of the product and both factors; or of the product, with the weight that it came through.
-    scores = 3 * _scores(shape, settings, load) // 2 if settings.attention == "eager" else 0
-    backward = max(3 * mlp, mlp + weight, scores)
+    # Of the MLP: gradients of the product, which is free then, and of both factors; or of the product, with the weight
+    # that it came through. Of scores written out as much as is kept of them, when nothing is kept of the MLP any more.
+    scores = _scores(shape, settings, load) - 2 * mlp if settings.attention == "eager" else 0
+    backward = max(3 * mlp - mlp * settings.trains("down_proj"), mlp + weight, scores)
     if layers_kept == shape.layers:
         return ends + backward
     # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds: the
-    # MLP's input, in place of the layer's output, and the hidden states beside it, if no norm has saved them.
-    forward = mlp + weight + half * shape.hidden_size + residual * (hidden_bytes(settings) == 2)
+    # MLP's input, in place of the layer's output.
+    forward = mlp + weight + half * shape.hidden_size
     if settings.float32_between_layers:
         forward += half * shape.intermediate_size  # the product, cast
-        forward += mlp * (settings.compute_dtype == "float16")  # its scaled copy
     if settings.trains("down_proj"):  # the product has been saved
         forward -= mlp
     again = saved_bytes(shape, settings, load) + max(forward, backward) - kept_bytes(shape, settings, load)
@@ -166,11 +169,19 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
 
 
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
-    """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels."""
+    """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels.
+
+    With a streamed head: two pieces of its weight, logits by one of them, and for each label a few rows in float32.
+    """
     pieces = max(1, -(-load.labels // labels_at_once(shape.vocab_size)))
     labels = -(-load.labels // pieces)  # pieces are equal
     final_norm = load.tokens * shape.hidden_size * 4
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
+    if settings.stream_head:
+        rows = min(_PIECE // (shape.hidden_size * settings.weight_bytes), shape.vocab_size)
+        pieces_bytes = 2 * rows * shape.hidden_size * settings.weight_bytes
+        logits = 3 * 4 * min(load.labels * rows, _LOGITS_OF_A_PIECE)
+        return pieces_bytes + logits + 5 * 4 * load.labels * shape.hidden_size + final_norm + gathered
     return 3 * 4 * labels * shape.vocab_size + final_norm + gathered
 
 

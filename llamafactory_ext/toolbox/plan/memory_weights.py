@@ -56,6 +56,8 @@ class Settings:
     layers_without_checkpoints: int = 0
     offload_checkpoints: bool = False
     embedding_on_cpu: bool = False
+    stream_head: bool = False
+    stream_layers: int = 0
     upcast_layernorm: bool = False
     attention: str = "sdpa"
     zero_stage: int = 0
@@ -78,6 +80,11 @@ class Settings:
     def full(self) -> bool:
         """Whether the model's own weights are trained."""
         return self.finetuning_type == "full"
+
+    @property
+    def keeps_less(self) -> bool:
+        """Whether `llamafactory_ext.model.keep_less` is at work: not where DeepSpeed gathers weights."""
+        return self.zero_stage == 0
 
     @property
     def float32_between_layers(self) -> bool:
@@ -106,6 +113,21 @@ def weight_bytes(shape: Shape, settings: Settings) -> int:
     if settings.quantization_bit is None:
         return shape.linear_parameters * size + small
     return int(shape.linear_parameters * _quantised(settings)) + small
+
+
+def layers_away(shape: Shape, settings: Settings) -> int:
+    """Bytes of streamed layers, all in CPU memory: 4-bit weights without their scales."""
+    return min(settings.stream_layers, shape.layers) * _packed_layer(shape)
+
+
+def layers_on_their_way(shape: Shape, settings: Settings) -> int:
+    """Bytes of streamed layers on the device: of one that is used or comes; of both, where neighbours are streamed."""
+    streamed = min(settings.stream_layers, shape.layers)
+    return min(streamed, 1 if streamed <= shape.layers // 2 else 2) * _packed_layer(shape)
+
+
+def _packed_layer(shape: Shape) -> int:
+    return shape.linear_parameters // shape.layers // 2
 
 
 def _quantised(settings: Settings) -> float:

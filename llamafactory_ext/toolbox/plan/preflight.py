@@ -94,6 +94,11 @@ def _checkpoints(recipe: Recipe) -> Iterator[Check]:
     elif without >= layers:
         fix = "disable_gradient_checkpointing=true layers_without_checkpoints=0"
         yield Check("fault", f"layers_without_checkpoints is {without}, the model has {layers} layers: {fix}")
+    streamed = recipe.get("stream_layers", 0)
+    if streamed > layers:
+        yield Check("fault", f"stream_layers is {streamed}, the model has {layers} layers: stream_layers={layers}")
+    if streamed and (without or recipe.get("disable_gradient_checkpointing", False)):
+        yield Check("fault", "stream_layers needs gradient checkpoints in all layers: remove one of them")
 
 
 def _needs(module: str, key: str, fix: str) -> Check:

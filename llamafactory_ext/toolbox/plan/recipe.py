@@ -124,6 +124,8 @@ class Recipe:
             layers_without_checkpoints=int(self.get("layers_without_checkpoints", 0)),
             offload_checkpoints=bool(self.get("offload_checkpoints", False)),
             embedding_on_cpu=bool(self.get("embedding_on_cpu", False)),
+            stream_head=bool(self.get("stream_head", False)),
+            stream_layers=int(self.get("stream_layers", 0)),
             upcast_layernorm=bool(self.get("upcast_layernorm", False)),
             attention="eager" if self.get("flash_attn") == "disabled" else "sdpa",
             zero_stage=int(zero.get("stage", 0)),

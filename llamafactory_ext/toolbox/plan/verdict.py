@@ -13,13 +13,16 @@ from llamafactory_ext.toolbox.plan.shape import Shape
 _POINTS = (4096, 3072, 2048, 1536, 1024, 768, 512, 256)
 _AMPERE = (8, 0)
 _SMALLER = "smaller: checkpoints wait in CPU memory; float32 between the layers, which float16 can't overflow"
+_SMALLEST = "smallest: head and some layers come from CPU memory, too; the same results"
 _TURING = (
     ("2080ti_qlora", "4 bit on one card; 2080ti_qlora_safe where float16 overflows (the run stops and says so)"),
     ("2080ti_qlora_safe", _SMALLER),
+    ("8gb_qlora", _SMALLEST),
 )
 _LATER = (
     ("3060_qlora", "4 bit on one card, which has bfloat16: fp16=false bf16=true does not overflow"),
     ("2080ti_qlora_safe", _SMALLER),
+    ("8gb_qlora", f"{_SMALLEST}; fp16=false bf16=true does not overflow"),
 )
 _FILLED = 0.92  # of a card, at most, where it is filled for speed alone: the arithmetic may be off by as much
 
@@ -84,7 +87,7 @@ def faster(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int)
     that a step without any takes two thirds. DeepSpeed's recipes are left as they are: what they gather and when was
     not measured without checkpoints.
     """
-    if recipe.deepspeed or recipe.get("disable_gradient_checkpointing", False):
+    if recipe.deepspeed or recipe.get("disable_gradient_checkpointing", False) or recipe.get("stream_layers", 0):
         return None
 
     now = int(recipe.get("layers_without_checkpoints", 0))
@@ -126,6 +129,7 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
         keys = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": batch * accumulation}
         load = Load(-(-load.tokens // load.rows), -(-load.labels // load.rows), -(-load.patches // load.rows))
         found.append(Change("the same step in more passes", keys, load))
+    found += _streams(recipe, shape) if device == "cuda" and not recipe.deepspeed else []
     if recipe.get("quantization_bit") is None and not recipe.deepspeed and recipe.get("finetuning_type") == "lora":
         found.append(Change("weights rounded to 4 bit", {"quantization_bit": 4}))
     for points in _POINTS:
@@ -134,6 +138,22 @@ def _candidates(recipe: Recipe, shape: Shape, load: Load, device: str) -> list[C
             shorter = replace(load, patches=patches, tokens=load.tokens - load.patches + patches)
             data = f"(series thinned: llamafactory-ext prepare --max-points {points})"
             found.append(Change("fewer points a series", {}, shorter, data))
+    return found
+
+
+def _streams(recipe: Recipe, shape: Shape) -> list[Change]:
+    """What can come from CPU memory: the head, a sixth of the layers, half of them."""
+    if recipe.get("finetuning_type") != "lora":
+        return []
+    found = [] if shape.tied else [Change("the head crosses the bus once a record", {"stream_head": True})]
+    now = int(recipe.get("stream_layers", 0)) if recipe.get("quantization_bit") == 4 else shape.layers
+    # Refused together with layers that have no checkpoint.
+    others = {"layers_without_checkpoints": 0, "disable_gradient_checkpointing": False}
+    again = {key: value for key, value in others.items() if recipe.get(key, False)}
+    for layers in (shape.layers // 6, shape.layers // 2):
+        if layers > now:
+            price = f"{layers} layers cross the bus twice a record, beside computing"
+            found.append(Change(price, {"stream_layers": layers, **again}))
     return found
 
 
