@@ -94,7 +94,6 @@ def test_every_recipe_is_there() -> None:
         "3090_deepspeed_fp16",
         "a100_deepspeed_fp16",
         "cpu_demo",
-        "cpu_demo_full",
     }
 
 
