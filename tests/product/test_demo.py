@@ -5,18 +5,22 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from lift import judge
 
 from llamafactory_ext.toolbox.cli import demo as cli
 from llamafactory_ext.toolbox.demo.data import NAMING, POINTS, make_entries, write_data
 from llamafactory_ext.toolbox.demo.folder import MARKER, ForeignFolderError
-from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.plant import COUNTED, NORMAL, draw_kinds, make_point, write_plant
+from llamafactory_ext.toolbox.demo.series import ALL_SHAPES, SHAPES, draw_intervals, draw_series
 
 
 CHINESE = "数据集：阶跃上升，12345 点 -3.1416|scaling=1.0 🙂\n"
@@ -161,13 +165,13 @@ def test_the_command_names_a_folder_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tokenizers")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "own").touch()
-    for full in ([], ["--full"]):
-        monkeypatch.setattr(sys, "argv", ["llamafactory-ext demo", str(tmp_path), *full])
+    for name, tiny in (("mini", []), ("model", ["--tiny"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own").touch()
+        monkeypatch.setattr(sys, "argv", ["llamafactory-ext demo", str(tmp_path), *tiny])
         assert cli.main() == 1
-        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model'} exists and was not made by the demo")
-    assert [path.name for path in tmp_path.rglob("*")] == ["model", "own"]
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name} exists and was not made by the demo")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mini", "model", "own", "own"]
 
 
 def test_replaces_its_own_folder_whole(tmp_path: Path) -> None:
@@ -222,3 +226,68 @@ def test_checkpoint_loads_whole_and_follows_its_seed(family: Any, tmp_path: Path
     assert config["vocab_size"] % 8 == 0 and config["vocab_size"] >= len(tokenizer)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not any(info.values())
+
+
+# --- the plant that mini is taught ---
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "plant"
+    write_plant(path, points=120)
+    return path
+
+
+def test_plant_labels_what_counts_there_and_nothing_else() -> None:
+    seen = Counter()
+    for number in range(200):
+        rng = np.random.default_rng([0, 7, number])
+        shown = draw_kinds(rng)
+        records, _, _ = make_point(number, np.random.default_rng([0, 7, number]))
+        texts = [record["conversations"][1]["value"] for record in records]
+        named = re.findall("|".join(ALL_SHAPES), "".join(texts))
+        assert sorted(named) == sorted(kind for kind in shown if kind in COUNTED)
+        seen.update(shown)
+    assert set(seen) == {*COUNTED, *NORMAL}
+    assert sum(seen[kind] for kind in NORMAL) > 0.9 * sum(seen[kind] for kind in COUNTED)
+
+
+def test_plant_same_seed_same_bytes(plant: Path, tmp_path: Path) -> None:
+    write_plant(tmp_path / "same", points=120)
+    write_plant(tmp_path / "other", seed=1, points=120)
+    assert digest(tmp_path / "same") == digest(plant)
+    assert set(digest(tmp_path / "other").values()).isdisjoint(set(digest(plant).values()) - {digest(plant)[MARKER]})
+
+
+def test_plant_has_the_habits_that_prepare_takes_away(plant: Path, tmp_path: Path) -> None:
+    """The demo's command, on fewer points: every label is kept, every answer becomes strict JSON."""
+    from llamafactory_ext.toolbox.cli import prepare
+
+    out, report = tmp_path / "plant.jsonl", tmp_path / "report.json"
+    arguments = ["prepare", str(plant), "--out", str(out), "--merge-points", "--compact-answers", "--split", "0.12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*arguments, "--workers", "1", "--report", str(report)])
+        assert prepare.main() == 0
+    both = [out, out.with_name("plant_val.jsonl")]
+    records = [json.loads(line) for file in both for line in file.read_text("utf-8").splitlines()]
+    assert len(records) == 120
+    assert sum(len(json.loads(one["output"])["detected_anomalies"]) for one in records) == sum(
+        sum(kind in COUNTED for kind in draw_kinds(np.random.default_rng([0, 7, number]))) for number in range(120)
+    )
+    annotations = (plant / "json" / "plant.json").read_text("utf-8")
+    assert "D:\\\\" in annotations and '"/home/' in annotations and "},{" in annotations
+    names = [path.name for path in (plant / "timeseries" / "plant").iterdir()]
+    assert any(name.startswith("数据集") for name in names) and any(name.startswith("gdsh_") for name in names)
+
+
+def test_lift_asks_for_more_than_before_and_than_detectors() -> None:
+    def scores(f1: float, strict: float = 1.0, **detectors: float) -> dict[str, Any]:
+        baselines = {name: {"event_f1": one} for name, one in detectors.items()}
+        return {"event_f1": f1, "baselines": baselines, "strict_json_rate": strict}
+
+    def missed(before: float, after: float, **detectors: float) -> list[str]:
+        return [name for name, _, reached in judge(scores(before), scores(after, **detectors)) if not reached]
+
+    assert missed(0.5, 0.9, iqr=0.6, random=0.2) == []
+    assert missed(0.75, 0.9, iqr=0.9) == ["before training, and 0.2", "iqr"]
+    assert missed(0.2, 0.8, iqr=0.3) == ["wanted"]

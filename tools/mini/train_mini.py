@@ -32,6 +32,16 @@ PATCH = 8
 VOCABULARY = 768
 POOL = 512  # records that a process draws, sorts by length and cuts into batches together
 STEPS = 40  # batches of a pool
+POOLS = 165
+# From a pool on: the longest series, and the share of records that ask in one wording, for anomalies or extremes. Reading
+# is what takes time; wordings and tasks are learnt beside it.
+COURSE = (
+    *((pool, 256, 1 - pool / 32) for pool in range(32)),
+    (32, 512, 0.0),
+    (42, 256, 0.7),
+    (85, 1024, 0.7),
+    (110, 1024, 0.2),
+)
 RATE = 3.0e-3
 WARMUP = 100  # steps
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -61,17 +71,15 @@ class Pools(torch.utils.data.IterableDataset):  # type: ignore[misc]
         torch.set_num_threads(1)
         tokenizer = Tokenizer.from_file(self.tokenizer)
         for pool in range(self.start, self.pools):
-            batches = cut(draw_pool((self.seed, pool, self.rank), pool / self.pools, tokenizer))
-            # In the same order in each process: batches of one step are of a size, and none waits for another.
-            for place in np.random.default_rng([self.seed, 2, pool]).permutation(len(batches)):
+            batches = cut(draw_pool((self.seed, pool, self.rank), tokenizer))
+            for place in np.random.default_rng([3, self.seed, pool, self.rank]).permutation(len(batches)):
                 yield pool, collate(batches[place])
 
 
-def draw_pool(key: tuple[int, ...], share: float, tokenizer: Tokenizer) -> list[Sample]:
-    """A pool's samples, the shortest first; `share` of the training is over. It begins with short and plain ones."""
-    rng = np.random.default_rng([1, *key])
-    longest = 256 if share < 0.15 else 512 if share < 0.3 else 1024
-    plain = max(0.0, 1 - share / 0.15)
+def draw_pool(key: tuple[int, int, int], tokenizer: Tokenizer) -> list[Sample]:
+    """The samples of a seed, a pool and a process, the shortest first. Training begins with short and plain ones."""
+    rng, pool = np.random.default_rng([1, *key]), key[1]
+    _, longest, plain = next(stage for stage in reversed(COURSE) if stage[0] <= pool)
     samples = [tokenise(wordings.draw_record(rng, longest, plain), tokenizer) for _ in range(POOL)]
     return sorted(samples, key=lambda sample: len(sample[0]))
 
@@ -150,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pools", type=int, default=215, help="of 512 records a process")
+    parser.add_argument("--pools", type=int, default=POOLS, help="of 512 records a process")
     parser.add_argument("--stop", type=int, default=10**9, help="after so many pools, for a try")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
@@ -197,7 +205,7 @@ def learn(rank: int, given: argparse.Namespace) -> None:
                 write_checkpoint(model, folder)
                 state = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in both]}
                 torch.save({**state, "pool": pool, "step": step}, given.out / "state.new")
-                os.replace(given.out / "state.new", given.out / "state.pt")
+                (given.out / "state.new").replace(given.out / "state.pt")
                 saved_at = time.time()
             if pool >= given.stop:
                 break

@@ -8,9 +8,10 @@ from llamafactory_ext.toolbox.demo.folder import ForeignFolderError
 
 
 DESCRIPTION = """\
-Writes DIR/mini, a small ChatTS that reads series, and DIR/plant, GDSH files of a made-up plant that counts as anomalies
-what mini does not: values that freeze and bursts of noise, but no spikes. With --tiny DIR/model, a tiny checkpoint with
-random weights, and DIR/data, a few records with every habit of GDSH's files, for trying out what needs no answers.
+Writes DIR/mini, a small ChatTS that reads series, and DIR/plant, GDSH files of a made-up plant that counts as
+anomalies less than mini does: values that freeze and bursts of noise, but no spikes. With --tiny DIR/model, a tiny
+checkpoint with random weights, and DIR/data, a few records with every habit of GDSH's files: for trying out what
+needs no answers.
 
 A folder is replaced if an earlier call made it; any other is left alone and named.
 """

@@ -5,8 +5,10 @@ for series of others, too.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamafactory_ext.toolbox.demo.series import ALL_SHAPES, SHAPES, Interval, Values
 
@@ -56,7 +58,7 @@ def draw_background(length: int, rng: np.random.Generator) -> Background:
     faster = rng.uniform(2.5, 4)
     turns = 2 * np.pi * np.arange(length) / period
 
-    def wave(angle: Values) -> Values:
+    def wave(angle: NDArray[np.floating[Any]]) -> Values:
         return np.asarray(swing * (np.sin(angle) + sharpness * np.sin(2 * angle + phase)), dtype=np.float64)
 
     return Background(level, wave(turns + phase), wave(faster * turns + phase), none, noise, unit, swing, period)

@@ -8,6 +8,7 @@ What it writes:
 
     json/plant.json                the annotations, with the habits of the field's files
     timeseries/plant/*.csv         one point (sensor) a file
+    dataset_info.json              names them `annotations`, so that dataset_dir can be this folder
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llamafactory_ext.toolbox.demo.data import NAMING, POSIX, WINDOWS, make_csv, make_entry, write_answer
+from llamafactory_ext.toolbox.demo.data import NAMING, POSIX, WINDOWS, make_csv, make_entries, make_entry, write_answer
 from llamafactory_ext.toolbox.demo.folder import fresh_folder
 from llamafactory_ext.toolbox.demo.series import draw_gaps, draw_intervals, draw_series
 
@@ -82,5 +83,7 @@ def write_plant(path: Path, seed: int = 0, points: int = POINTS) -> None:
             of_point, name, table = make_point(number, np.random.default_rng([seed, 7, number]))
             records += of_point
             (folder / "timeseries" / "plant" / name).write_bytes(table)
-        text = json.dumps(records, ensure_ascii=False, indent=2)
-        (folder / "json" / "plant.json").write_text(text + "\n", encoding="utf-8")
+        entry = make_entries()["gdsh_demo"] | {"file_name": "json/plant.json", "folder": "timeseries/plant"}
+        for file, content in {"json/plant.json": records, "dataset_info.json": {"annotations": entry}}.items():
+            text = json.dumps(content, ensure_ascii=False, indent=2)
+            (folder / file).write_text(text + "\n", encoding="utf-8")

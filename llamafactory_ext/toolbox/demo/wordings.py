@@ -78,7 +78,7 @@ def draw_length(rng: np.random.Generator, longest: int = 1024) -> int:
     """Draw a series' length, from 64 points on; half of them have up to 256."""
     bounds = [(64, 192), (193, 256), (256, 256), (257, 512), (513, 1024)]
     low, high = bounds[rng.choice(len(bounds), p=[0.3, 0.15, 0.15, 0.25, 0.15])]
-    return int(min(longest, rng.integers(low, high + 1)))
+    return min(longest, int(rng.integers(low, high + 1)))
 
 
 def draw_anomalies(
@@ -155,9 +155,8 @@ def round_values(values: Values, deviation: float) -> Values:
 
 
 def _other(rng: np.random.Generator, longest: int) -> Record:
-    task = rng.choice([_place, _statistics, _trend, _higher, _anomalous], p=[0.25, 0.25, 0.15, 0.15, 0.2])
-    record: Record = task(rng, longest)
-    return record
+    tasks = (_place, _statistics, _trend, _higher, _anomalous)
+    return tasks[rng.choice(len(tasks), p=[0.25, 0.25, 0.15, 0.15, 0.2])](rng, longest)
 
 
 def _any_series(rng: np.random.Generator, longest: int) -> Values:
