@@ -1,6 +1,6 @@
 """Trains demo/mini: a small ChatTS that reads series, from a seed, on two CPU cores.
 
-    python tools/mini/train_mini.py OUT [--seed 0] [--pools 400]
+    python tools/mini/train_mini.py OUT [--seed 0] [--pools 165]
 
 Every record is new: they are drawn while the model learns. A second start with the same OUT goes on where the first
 was stopped. OUT/model is a checkpoint at any time after the first minutes.
@@ -33,8 +33,8 @@ VOCABULARY = 768
 POOL = 512  # records that a process draws, sorts by length and cuts into batches together
 STEPS = 40  # batches of a pool
 POOLS = 165
-# From a pool on: the longest series, and the share of records that ask in one wording, for anomalies or extremes. Reading
-# is what takes time; wordings and tasks are learnt beside it.
+# From a pool on: the longest series, and the share of records that ask in one wording, for anomalies or extremes.
+# Reading is what takes time; wordings and tasks are learnt beside it.
 COURSE = (
     *((pool, 256, 1 - pool / 32) for pool in range(32)),
     (32, 512, 0.0),

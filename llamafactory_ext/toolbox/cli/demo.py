@@ -25,7 +25,7 @@ examples:
         --register demo/dataset_info.json
     llamafactory-cli train yaml/2080ti_qlora.yaml model_name_or_path=demo/mini dataset_dir=demo dataset=plant \\
         output_dir=saves/demo_adapter fp16=false per_device_train_batch_size=16 gradient_accumulation_steps=1 \\
-        lora_rank=16 lora_alpha=32 lora_target=all learning_rate=3e-3 num_train_epochs=12
+        lora_rank=16 lora_alpha=32 lora_target=all learning_rate=3e-3 num_train_epochs=8
 
 exit status: 0 written, 1 a folder in the way, 2 wrong usage, 130 interrupted
 """
