@@ -79,11 +79,11 @@ def gdsh(tmp_path: Path) -> Gdsh:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo as `llamafactory-ext demo` writes it: ``model`` and ``data``."""
-    from llamafactory_ext.toolbox.demo.writing import write_demo
+    """The demo as `llamafactory-ext demo --tiny` writes it: ``model`` and ``data``."""
+    from llamafactory_ext.toolbox.demo.writing import write_tiny_demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    write_demo(folder)
+    write_tiny_demo(folder)
     return folder
 
 

@@ -5,18 +5,24 @@ import csv
 import hashlib
 import io
 import json
+import re
+import shlex
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from lift import judge
 
 from llamafactory_ext.toolbox.cli import demo as cli
 from llamafactory_ext.toolbox.demo.data import NAMING, POINTS, make_entries, write_data
 from llamafactory_ext.toolbox.demo.folder import MARKER, ForeignFolderError
-from llamafactory_ext.toolbox.demo.series import SHAPES, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.plant import COUNTED, NORMAL, draw_kinds, make_point, write_plant
+from llamafactory_ext.toolbox.demo.series import ALL_SHAPES, SHAPES, draw_intervals, draw_series
 
 
 CHINESE = "数据集：阶跃上升，12345 点 -3.1416|scaling=1.0 🙂\n"
@@ -161,13 +167,13 @@ def test_the_command_names_a_folder_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tokenizers")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "own").touch()
-    for full in ([], ["--full"]):
-        monkeypatch.setattr(sys, "argv", ["llamafactory-ext demo", str(tmp_path), *full])
+    for name, tiny in (("mini", []), ("model", ["--tiny"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own").touch()
+        monkeypatch.setattr(sys, "argv", ["llamafactory-ext demo", str(tmp_path), *tiny])
         assert cli.main() == 1
-        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model'} exists and was not made by the demo")
-    assert [path.name for path in tmp_path.rglob("*")] == ["model", "own"]
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name} exists and was not made by the demo")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mini", "model", "own", "own"]
 
 
 def test_replaces_its_own_folder_whole(tmp_path: Path) -> None:
@@ -222,3 +228,96 @@ def test_checkpoint_loads_whole_and_follows_its_seed(family: Any, tmp_path: Path
     assert config["vocab_size"] % 8 == 0 and config["vocab_size"] >= len(tokenizer)
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not any(info.values())
+
+
+# --- the plant that mini is taught ---
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "plant"
+    write_plant(path, points=120)
+    return path
+
+
+def test_plant_labels_what_counts_there_and_nothing_else() -> None:
+    seen = Counter()
+    for number in range(200):
+        rng = np.random.default_rng([0, 7, number])
+        shown = draw_kinds(rng)
+        records, _, _ = make_point(number, np.random.default_rng([0, 7, number]))
+        texts = [record["conversations"][1]["value"] for record in records]
+        named = re.findall("|".join(ALL_SHAPES), "".join(texts))
+        assert sorted(named) == sorted(kind for kind in shown if kind in COUNTED)
+        seen.update(shown)
+    assert set(seen) == {*COUNTED, *NORMAL}
+    assert sum(seen[kind] for kind in NORMAL) > 0.9 * sum(seen[kind] for kind in COUNTED)
+
+
+def test_plant_same_seed_same_bytes(plant: Path, tmp_path: Path) -> None:
+    write_plant(tmp_path / "same", points=120)
+    write_plant(tmp_path / "other", seed=1, points=120)
+    assert digest(tmp_path / "same") == digest(plant)
+    once, other = (
+        {name: one for name, one in digest(folder).items() if name.endswith(".csv")}
+        for folder in (plant, tmp_path / "other")
+    )
+    assert once.keys() == other.keys() and not set(once.values()) & set(other.values())
+
+
+def test_plant_has_the_habits_that_prepare_takes_away(plant: Path, tmp_path: Path) -> None:
+    """The demo's command, on fewer points: every label is kept, every answer becomes strict JSON."""
+    from llamafactory_ext.toolbox.cli import prepare
+
+    out, report = tmp_path / "plant.jsonl", tmp_path / "report.json"
+    arguments = ["prepare", str(plant), "--out", str(out), "--merge-points", "--compact-answers", "--split", "0.12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*arguments, "--workers", "1", "--report", str(report)])
+        assert prepare.main() == 0
+    both = [out, out.with_name("plant_val.jsonl")]
+    records = [json.loads(line) for file in both for line in file.read_text("utf-8").splitlines()]
+    assert len(records) == 120
+    assert sum(len(json.loads(one["output"])["detected_anomalies"]) for one in records) == sum(
+        sum(kind in COUNTED for kind in draw_kinds(np.random.default_rng([0, 7, number]))) for number in range(120)
+    )
+    annotations = (plant / "json" / "plant.json").read_text("utf-8")
+    assert "D:\\\\" in annotations and '"/home/' in annotations and "},{" in annotations
+    names = [path.name for path in (plant / "timeseries" / "plant").iterdir()]
+    assert any(name.startswith("数据集") for name in names) and any(name.startswith("gdsh_") for name in names)
+
+
+def test_lift_asks_for_more_than_before_and_than_detectors() -> None:
+    def scores(f1: float, strict: float = 1.0, **detectors: float) -> dict[str, Any]:
+        baselines = {name: {"event_f1": one} for name, one in detectors.items()}
+        return {"event_f1": f1, "baselines": baselines, "strict_json_rate": strict}
+
+    def missed(before: float, after: float, **detectors: float) -> list[str]:
+        return [name for name, _, reached in judge(scores(before), scores(after, **detectors)) if not reached]
+
+    assert missed(0.5, 0.9, iqr=0.6, random=0.2) == []
+    assert missed(0.75, 0.9, iqr=0.9) == ["before training, and 0.2", "iqr"]
+    assert missed(0.2, 0.8, iqr=0.3) == ["wanted"]
+
+
+def lines_of_make_demo() -> list[list[str]]:
+    """What `make demo` would run, without running it."""
+    done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return [
+        shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines() if line.startswith("llamafactory-")
+    ]
+
+
+def test_make_demo_trains_on_what_prepare_registers_and_judges_what_was_predicted() -> None:
+    lines = lines_of_make_demo()
+    commands = [" ".join(words[:2]) for words in lines]
+    ours = [command for command in commands if command.startswith("llamafactory-ext")]
+    assert [command.split()[1] for command in ours] == ["demo", "prepare", "plan", "evaluate", "evaluate", "compare"]
+    keys = [dict(word.split("=", 1) for word in words[3:]) for words in lines if words[0] == "llamafactory-cli"]
+    before, lesson, after = keys
+    assert before["adapter_name_or_path"] == "null" and after["adapter_name_or_path"] == lesson["output_dir"]
+    assert {
+        key: before[key] for key in before if key not in ("adapter_name_or_path", "output_dir")
+    }.items() <= after.items()
+    predicted = {f"{one['output_dir']}/generated_predictions.jsonl" for one in (before, after)}
+    assert {word for words in lines for word in words if word.endswith("generated_predictions.jsonl")} == predicted
+    assert lesson["dataset"] == "plant" and "quantization_bit" not in lesson  # the recipe's 4 bit

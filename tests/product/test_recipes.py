@@ -95,7 +95,6 @@ def test_every_recipe_is_there() -> None:
         "8gb_qlora",
         "a100_deepspeed_fp16",
         "cpu_demo",
-        "cpu_demo_full",
     }
 
 

@@ -114,17 +114,6 @@ def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "training_loss.png").stat().st_size > 0
 
 
-def test_full_demo_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of it; that a model learns is what `make demo-full` shows."""
-    from llamafactory_ext.toolbox.demo.writing import write_full_demo
-
-    write_full_demo(tmp_path / "full", training=64, validation=8)
-    keys = (f"model_name_or_path={tmp_path / 'full' / 'model'}", f"dataset_dir={tmp_path / 'full' / 'data'}")
-    output = train_here(monkeypatch, "cpu_demo_full", tmp_path, *keys, "logging_steps=1")
-    assert len([entry for entry in log_history(output) if "loss" in entry]) == 2
-    assert (output / "model.safetensors").is_file()
-
-
 def test_every_lever_changes_nothing(data: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe for 8 GB against the main one, on the demo's two layers of which one is streamed."""
     found = []
@@ -144,4 +133,4 @@ def test_every_lever_changes_nothing(data: Path, demo: Path, tmp_path: Path, mon
 
 def test_every_recipe_is_run() -> None:
     trained = {path.stem for path in (ROOT / "yaml").glob("*.yaml") if "\ndo_train: true" in path.read_text("utf-8")}
-    assert trained == {SMALL, *PLAIN, *HERE, *TORCHRUN, *DEEPSPEED, "cpu_demo", "cpu_demo_full"}
+    assert trained == {SMALL, *PLAIN, *HERE, *TORCHRUN, *DEEPSPEED, "cpu_demo"}

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from llamafactory_ext.__main__ import COMMANDS
 from llamafactory_ext.toolbox.cli import init, recipes
+from llamafactory_ext.toolbox.demo.writing import MINI
 
 
 def shipped() -> dict[str, bytes]:
@@ -68,7 +69,9 @@ def test_from_init_to_a_trained_demo_without_the_clone(programs: Path, tmp_path:
     where = "import yaml, llamafactory_ext; yaml.safe_load('a: 1'); print(llamafactory_ext.__file__)"
     assert run(python, "-c", where).startswith(str(programs.parent))
     assert run(python, "-m", "llamafactory_ext", "init").endswith(": 0\n")
-    assert run(command, "demo").endswith("Train on it: llamafactory-cli train yaml/cpu_demo.yaml\n")
+    assert run(command, "demo").endswith("Wrote demo/mini and demo/plant.\n")
+    assert (tmp_path / "demo" / "mini" / "model.safetensors").read_bytes() == (MINI / "model.safetensors").read_bytes()
+    run(command, "demo", "--tiny")
     run(python, cli, "train", "yaml/cpu_demo.yaml", "max_steps=2", "per_device_train_batch_size=2", "save_steps=2")
     state = json.loads((tmp_path / "saves" / "demo" / "trainer_state.json").read_text())
     assert state["global_step"] == 2

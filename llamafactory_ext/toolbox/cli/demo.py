@@ -1,4 +1,4 @@
-"""Makes everything a first training run needs, without a download: a tiny ChatTS model and GDSH-like data."""
+"""Makes everything a first run needs, without a download: a small ChatTS model and GDSH-like data."""
 
 import argparse
 from pathlib import Path
@@ -8,19 +8,24 @@ from llamafactory_ext.toolbox.demo.folder import ForeignFolderError
 
 
 DESCRIPTION = """\
-Writes DIR/model, a tiny ChatTS checkpoint with random weights, and DIR/data, made-up data that look like GDSH's:
-annotations in data/json, one CSV a sensor in data/timeseries. With --full a small model that learns to read series in
-half an hour, and 60,000 series: data/train.jsonl, validation.jsonl of other points, exchanged.jsonl as the control.
+Writes DIR/mini, a small ChatTS that reads series, and DIR/plant, GDSH files of a made-up plant that counts as
+anomalies less than mini does: values that freeze and bursts of noise, but no spikes. With --tiny DIR/model, a tiny
+checkpoint with random weights, and DIR/data, a few records with every habit of GDSH's files: for trying out what
+needs no answers.
 
-Both folders are replaced if an earlier call made them; any other folder is left alone and named.
+A folder is replaced if an earlier call made it; any other is left alone and named.
 """
 
 EPILOG = """\
 examples:
-  in an empty folder, from nothing to a trained model:
+  in an empty folder, from nothing to an adapter that knows the plant:
     llamafactory-ext init
     llamafactory-ext demo
-    llamafactory-cli train yaml/cpu_demo.yaml
+    llamafactory-ext prepare demo/plant --out demo/plant.jsonl --merge-points --compact-answers --split 0.12 \\
+        --register demo/dataset_info.json
+    llamafactory-cli train yaml/2080ti_qlora.yaml model_name_or_path=demo/mini dataset_dir=demo dataset=plant \\
+        output_dir=saves/demo_adapter fp16=false per_device_train_batch_size=16 gradient_accumulation_steps=1 \\
+        lora_rank=16 lora_alpha=32 lora_target=all learning_rate=3e-3 num_train_epochs=8
 
 exit status: 0 written, 1 a folder in the way, 2 wrong usage, 130 interrupted
 """
@@ -36,34 +41,33 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("dir", nargs="?", type=Path, metavar="DIR", help="default: demo, with --full demo/full")
-    add("--full", action="store_true", help="the full demo")
-    add("--seed", type=int, default=0, help="another one, other series and weights; default: 0")
+    add("dir", nargs="?", type=Path, metavar="DIR", default=Path("demo"), help="default: demo")
+    add("--seed", type=int, default=0, help="another one, another plant (or weights); default: 0")
+    add("--tiny", action="store_true", help="random weights, and records with every habit of GDSH's files")
     add(
         "--family",
         choices=("qwen2", "qwen3"),
         default="qwen2",
-        help="the model's make: qwen2 as ChatTS-14B, qwen3 as ChatTS-8B; default: qwen2",
+        help="with --tiny the model's make: qwen2 as ChatTS-14B, qwen3 as ChatTS-8B; default: qwen2",
     )
     return parser
 
 
 def main() -> int:
     given = make_parser().parse_args()
-    usual, recipe = (Path("demo/full"), "cpu_demo_full") if given.full else (Path("demo"), "cpu_demo")
-    folder = given.dir or usual
+    model, data = ("model", "data") if given.tiny else ("mini", "plant")
     try:
-        from llamafactory_ext.toolbox.demo.writing import write_demo, write_full_demo
+        from llamafactory_ext.toolbox.demo import writing
 
-        write = write_full_demo if given.full else write_demo
-        write(folder, given.seed, given.family)
+        if given.tiny:
+            writing.write_tiny_demo(given.dir, given.seed, given.family)
+        else:
+            writing.write_demo(given.dir, given.seed)
     except ForeignFolderError as error:
         terminal.complain(f"error: {error}")
         return terminal.FAULTS
     except ModuleNotFoundError as error:
         terminal.complain(f"error: no module {error.name}; the demo needs what trains: pip install '.[train]'")
         return terminal.USAGE
-    terminal.say(f"Wrote {folder / 'model'} and {folder / 'data'}.")
-    place = "" if folder == usual else f" model_name_or_path={folder / 'model'} dataset_dir={folder / 'data'}"
-    terminal.say(f"Train on it: llamafactory-cli train yaml/{recipe}.yaml{place}")
+    terminal.say(f"Wrote {given.dir / model} and {given.dir / data}.")
     return terminal.DONE

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from llamafactory_ext.toolbox.demo.folder import fresh_folder
-from llamafactory_ext.toolbox.demo.series import SHAPES, Interval, Values, draw_gaps, draw_intervals, draw_series
+from llamafactory_ext.toolbox.demo.series import (
+    ALL_SHAPES,
+    SHAPES,
+    Interval,
+    Values,
+    draw_gaps,
+    draw_intervals,
+    draw_series,
+)
 
 
 PROMPT = (
@@ -91,7 +99,7 @@ POINTS = (
 def make_entry(kind: str, interval: Interval) -> dict[str, Any]:
     """State one anomaly the way GDSH's annotators do."""
     start, end = interval
-    return {"interval": [start, end], "type": kind, "reason": f"下标{start}到{end}{SHAPES[kind].reason}"}
+    return {"interval": [start, end], "type": kind, "reason": f"下标{start}到{end}{ALL_SHAPES[kind].reason}"}
 
 
 def write_answer(form: str, entries: list[dict[str, Any]]) -> str | list[dict[str, Any]]:

@@ -65,8 +65,8 @@ def make_corpus(seed: int) -> list[str]:
     return [*corpus, roles, roles, *SHAPES]
 
 
-def train_tokenizer(corpus: list[str]) -> Tokenizer:
-    """Train a byte-level BPE on `corpus`, normalised and split as Qwen2's tokenizer does."""
+def train_tokenizer(corpus: list[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+    """Train a byte-level BPE of so many tokens on `corpus`, normalised and split as Qwen2's tokenizer does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,7 +77,7 @@ def train_tokenizer(corpus: list[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        vocab_size=vocabulary - len(SPECIAL_TOKENS),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
