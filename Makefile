@@ -31,11 +31,13 @@ demo: .venv/installed-train
 	    --detectors all --train plant
 	llamafactory-ext compare saves/demo_before/generated_predictions.jsonl saves/demo_after/generated_predictions.jsonl \
 	    --out saves/demo_compared $(SCORED)
+	llamafactory-ext detect demo/plant/today --model demo/mini --adapter saves/demo_adapter --out saves/demo_detected
 	@python tools/demo/lift.py saves/demo_scores_before/scores.json saves/demo_scores/scores.json
 	@echo
 	@echo "saves/demo_adapter   the 4-bit LoRA adapter, made by yaml/2080ti_qlora.yaml; training_loss.png"
 	@echo "saves/demo_scores    index.html: its answers about points that it has not seen, against the labels"
 	@echo "saves/demo_compared  index.html: mini without the adapter beside mini with it"
+	@echo "saves/demo_detected  index.html: what it finds in files of today that nobody has labelled"
 
 # Trains mini anew, from a seed, in an hour on two CPU cores, and scores it on series that it has not seen, beside detectors
 # and beside itself with the series exchanged; stopped and started again it goes on. The result is in saves/mini.

@@ -311,7 +311,15 @@ def test_make_demo_trains_on_what_prepare_registers_and_judges_what_was_predicte
     lines = lines_of_make_demo()
     commands = [" ".join(words[:2]) for words in lines]
     ours = [command for command in commands if command.startswith("llamafactory-ext")]
-    assert [command.split()[1] for command in ours] == ["demo", "prepare", "plan", "evaluate", "evaluate", "compare"]
+    assert [command.split()[1] for command in ours] == [
+        "demo",
+        "prepare",
+        "plan",
+        "evaluate",
+        "evaluate",
+        "compare",
+        "detect",
+    ]
     keys = [dict(word.split("=", 1) for word in words[3:]) for words in lines if words[0] == "llamafactory-cli"]
     before, lesson, after = keys
     assert before["adapter_name_or_path"] == "null" and after["adapter_name_or_path"] == lesson["output_dir"]

@@ -8,6 +8,7 @@ What it writes:
 
     json/plant.json                the annotations, with the habits of the field's files
     timeseries/plant/*.csv         one point (sensor) a file
+    today/*.csv                    other sensors, without labels: what a trained model is to find anomalies in
     dataset_info.json              names them `annotations`, so that dataset_dir can be this folder
 """
 
@@ -24,6 +25,7 @@ from llamafactory_ext.toolbox.demo.series import draw_gaps, draw_intervals, draw
 
 LENGTH = 256
 POINTS = 460
+TODAY = 12
 SHRINK = 0.42  # of intervals and of the day, so that four of them find room
 COUNTED = ("数值冻结", "噪声增大")
 NORMAL = ("上行尖峰", "下行尖峰", "双向尖峰")
@@ -79,10 +81,12 @@ def write_plant(path: Path, seed: int = 0, points: int = POINTS) -> None:
     with fresh_folder(path) as folder:
         (folder / "json").mkdir()
         (folder / "timeseries" / "plant").mkdir(parents=True)
-        for number in range(points):
+        (folder / "today").mkdir()
+        for number in range(points + TODAY):
             of_point, name, table = make_point(number, np.random.default_rng([seed, 7, number]))
-            records += of_point
-            (folder / "timeseries" / "plant" / name).write_bytes(table)
+            labelled = number < points
+            records += of_point if labelled else []
+            (folder / ("timeseries/plant" if labelled else "today") / name).write_bytes(table)
         entry = make_entries()["gdsh_demo"] | {"file_name": "json/plant.json", "folder": "timeseries/plant"}
         for file, content in {"json/plant.json": records, "dataset_info.json": {"annotations": entry}}.items():
             text = json.dumps(content, ensure_ascii=False, indent=2)
