@@ -17,6 +17,7 @@ LESSON := fp16=false per_device_train_batch_size=16 gradient_accumulation_steps=
     lora_target=all learning_rate=3.0e-3 num_train_epochs=8 logging_steps=10 save_steps=1000 \
     disable_gradient_checkpointing=true overwrite_output_dir=true output_dir=saves/demo_adapter
 demo: export CUDA_VISIBLE_DEVICES =
+demo: export OMP_NUM_THREADS = 1
 demo: .venv/installed-train
 	llamafactory-ext demo --seed $(SEED)
 	llamafactory-ext prepare demo/plant --out demo/plant.jsonl --merge-points --compact-answers --split 0.12 \
