@@ -151,6 +151,8 @@ class SeriesProcessor(BaseMultiModalProcessor[SeriesInfo]):  # type: ignore[misc
         return {"timeseries": MultiModalFieldConfig.batched("audio")}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
+        if "audio" not in mm_items:  # all of them are in vLLM's cache, with their updates
+            return []
         series = mm_items.get_items("audio", AudioProcessorItems)
         return [PromptReplacement("audio", self.info.marker, partial(self._patches, series))]
 

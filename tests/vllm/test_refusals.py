@@ -67,7 +67,7 @@ def test_forms_of_series(llm: Any) -> None:
         (TEXT, [[]], "without points"),
         (TEXT, [[[1.0], [2.0]]], "found a series of shape"),
         (TEXT, ["abc"], "not a list of numbers"),
-        (TEXT, [None], "not a list of numbers"),
+        (TEXT, [None], "found a series of shape []"),
         (TEXT, [[1.7e308, 1.7e308, -1.7e308]], "overflows"),
         (TEXT, [np.zeros(8193)], "found a series of 8193 points; the encoder of this checkpoint places 8192"),
         (TEXT, [*ONE, *ONE], "found 1 markers (<ts><ts/>) and 2 series"),
@@ -97,3 +97,24 @@ def test_adapter_on_the_encoder(checkpoints: dict[str, Path], tmp_path: Path) ->
     write_adapter(tmp_path, checkpoints["qwen2"], "ts_encoder.mlp.0")
     with pytest.raises(ValueError, match=r"merge it first: llamafactory-cli export yaml/export\.yaml .* MERGED"):
         LoRAModel.from_local_checkpoint(str(tmp_path), set(), None)
+
+
+def test_adapters_need_a_slot_to_spare(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from test_agreement import write_adapter
+    from vllm.lora.lora_model import LoRAModel
+
+    from llamafactory_ext.vllm.adapters import check_lora
+
+    with pytest.raises(ValueError, match=r"found 1 slots for 1 adapters; .* --max-loras 2 or more"):
+        check_lora(SimpleNamespace(max_loras=1))
+    check_lora(SimpleNamespace(max_loras=2))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_adapter(tmp_path / name, checkpoints["qwen2"])
+    with pytest.raises(ValueError, match="expected"):  # upstream's own: no modules are known here
+        LoRAModel.from_local_checkpoint(str(tmp_path / "one"), set(), None)
+    with pytest.raises(ValueError, match=r"found 2 slots for 2 adapters; .* --max-loras 3 or more"):
+        LoRAModel.from_local_checkpoint(str(tmp_path / "two"), set(), None)
+    check_lora(None)
