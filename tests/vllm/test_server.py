@@ -104,7 +104,7 @@ def test_curl(server: Server) -> None:
 def test_openai_client(server: Server) -> None:
     from openai import OpenAI
 
-    client = OpenAI(base_url=f"{server.http.base_url}v1", api_key="none", http_client=httpx.Client(trust_env=False))
+    client = OpenAI(base_url=str(server.http.base_url).rstrip("/") + "/v1", api_key="none", http_client=httpx.Client(trust_env=False))
     answer = client.chat.completions.create(**body(url("a.csv"), text("what is wrong?")))
     assert answer.choices[0].message.content == ask(server, url("a.csv"), text("what is wrong?"))[0]
 

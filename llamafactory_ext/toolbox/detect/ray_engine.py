@@ -55,12 +55,12 @@ class RayEngine:
             num_cpus=own["cpus"], num_gpus=gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=1
         )
         held = replace(settings, more=tuple(given.items()))
-        self.batch = settings.batch
         self.actors = [made.remote(own["engine"], held) for _ in range(count)]
 
     def ask(self, questions: Sequence[Question], temperature: float = 0.0, seed: int = 0) -> list[Answer]:
         """Returns an answer to each question; see `Engine`."""
-        parts = [(start, questions[start : start + self.batch]) for start in range(0, len(questions), self.batch)]
+        size = max(1, -(-len(questions) // len(self.actors)))
+        parts = [(start, questions[start : start + size]) for start in range(0, len(questions), size)]
 
         def send(actor: Any, part: tuple[int, Sequence[Question]]) -> Any:
             start, few = part

@@ -63,7 +63,8 @@ class VllmEngine:
     def ask(self, questions: Sequence[Question], temperature: float = 0.0, seed: int = 0) -> list[Answer]:
         """Returns an answer to each question; see `Engine`."""
         prompts = [
-            {"prompt": chat_text(one.prompt), "multi_modal_data": {"audio": list(one.series)}} for one in questions
+            {"prompt": chat_text(one.prompt, self.settings.system), "multi_modal_data": {"audio": list(one.series)}}
+            for one in questions
         ]
         sampling = [self._sampling(one, temperature, seed + place) for place, one in enumerate(questions)]
         outputs = self.llm.generate(prompts, sampling, lora_request=self.lora, use_tqdm=False)
