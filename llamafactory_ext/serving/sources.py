@@ -101,8 +101,8 @@ def _read_below(name: str, folder: Path | None, setting: str) -> Series:
     shown = excerpt(name)
     if folder is None:
         raise SourceError(
-            f"found the path {shown}, and this server opens no folder; start it with {_OPENING.get(setting, setting)}, "
-            "or send the series itself",
+            f"found the path {shown}, and this server opens no folder; start it with "
+            f"{_OPENING.get(setting, setting)}, or send the series itself",
             403,
         )
     if len(name) > MAX_PATH or any(len(os.fsencode(part)) > MAX_PART for part in _parts_of(name)):

@@ -47,8 +47,8 @@ def refuse_encoder_weights(folder: str | Path) -> None:
         held = [name for name in weights.keys() if ".ts_encoder." in name]  # noqa: SIM118
     if held:
         raise ValueError(
-            f"{file} changes the series' encoder ({held[0]}, …), and vLLM applies adapters to the language model alone; "
-            + _MERGE.format(folder=folder)
+            f"{file} changes the series' encoder ({held[0]}, …), and vLLM applies adapters to the language model "
+            "alone; " + _MERGE.format(folder=folder)
         )
 
 
@@ -68,6 +68,6 @@ def check_lora(config: Any) -> None:
 
 def _too_few(adapters: int) -> str:
     return (
-        f"found {_slots[-1]} slots for {adapters} adapters; on a CPU vLLM would answer requests without an adapter by the "
-        f"one in the last slot: start it with --max-loras {adapters + 1} or more"
+        f"found {_slots[-1]} slots for {adapters} adapters; on a CPU vLLM would answer requests without an adapter by "
+        f"the one in the last slot: start it with --max-loras {adapters + 1} or more"
     )

@@ -1,4 +1,4 @@
-"""A prompt's tokens and its series, as vLLM wants them: in its slot for audio, the only one that a list of numbers fits.
+"""A prompt's tokens and its series, as vLLM wants them: in its slot for audio, the only one that takes numbers.
 
 vLLM replaces the marker's tokens by one ``<ts>`` a patch. The description in front of them is text, and a text is
 tokenised as a whole: spliced in as tokens it could split " [" in two, where training saw one token. So it is written
@@ -36,7 +36,7 @@ def series_of(data: Any) -> list[FloatArray]:
     Raises:
         VLLMValidationError: one of them is no series.
     """
-    if not isinstance(data, list | tuple) and getattr(data, "dtype", None) != object:
+    if not isinstance(data, list | tuple) and getattr(data, "dtype", None) is not np.dtype(object):
         data = [data] if getattr(data, "ndim", 1) == 1 else list(data)
     elif len(data) and all(isinstance(item, int | float | np.number) for item in data):
         data = [data]  # a list of numbers, not of series

@@ -108,7 +108,10 @@ def test_mixed_batches_of_an_adapter(
     plain = [answer for _, _, answer in reference]
     changed = [answer for _, _, answer in expected(checkpoints[family], tmp_path)]
     assert sum(one != other for one, other in zip(changed, plain, strict=True)) > 4
-    llm, lora = open_llm(checkpoints[family], enable_lora=True, max_loras=2, max_lora_rank=8), LoRARequest("a", 1, str(tmp_path))
+    llm, lora = (
+        open_llm(checkpoints[family], enable_lora=True, max_loras=2, max_lora_rank=8),
+        LoRARequest("a", 1, str(tmp_path)),
+    )
 
     def answers(lora: Any) -> list[list[int]]:
         return [list(output.outputs[0].token_ids) for output in ask(llm, lora, None)]

@@ -89,7 +89,9 @@ def test_same_series_every_way(server: Server) -> None:
     found = {ask(server, way, text("what is wrong?")) for way in ways}
     assert len(found) == 1
     assert found.pop()[1] > -(-len(VALUES) // 8)  # a token a patch
-    assert ask(server, url("a.csv"), text("<ts><ts/>\nwhat is wrong?")) == ask(server, *ways[:1], text("what is wrong?"))
+    assert ask(server, url("a.csv"), text("<ts><ts/>\nwhat is wrong?")) == ask(
+        server, *ways[:1], text("what is wrong?")
+    )
     other = ask(server, numbers(VALUES[::-1]), text("what is wrong?"))
     assert other != ask(server, ways[0], text("what is wrong?"))
 
@@ -104,7 +106,11 @@ def test_curl(server: Server) -> None:
 def test_openai_client(server: Server) -> None:
     from openai import OpenAI
 
-    client = OpenAI(base_url=str(server.http.base_url).rstrip("/") + "/v1", api_key="none", http_client=httpx.Client(trust_env=False))
+    client = OpenAI(
+        base_url=str(server.http.base_url).rstrip("/") + "/v1",
+        api_key="none",
+        http_client=httpx.Client(trust_env=False),
+    )
     answer = client.chat.completions.create(**body(url("a.csv"), text("what is wrong?")))
     assert answer.choices[0].message.content == ask(server, url("a.csv"), text("what is wrong?"))[0]
 
