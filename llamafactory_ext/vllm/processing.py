@@ -36,7 +36,8 @@ def series_of(data: Any) -> list[FloatArray]:
     Raises:
         VLLMValidationError: one of them is no series.
     """
-    if not isinstance(data, list | tuple) and getattr(data, "dtype", None) is not np.dtype(object):
+    holds_series = isinstance(data, list | tuple) or (isinstance(data, np.ndarray) and data.dtype.hasobject)
+    if not holds_series:
         data = [data] if getattr(data, "ndim", 1) == 1 else list(data)
     elif len(data) and all(isinstance(item, int | float | np.number) for item in data):
         data = [data]  # a list of numbers, not of series
@@ -157,7 +158,8 @@ class SeriesProcessor(BaseMultiModalProcessor[SeriesInfo]):  # type: ignore[misc
         return [PromptReplacement("audio", self.info.marker, partial(self._patches, series))]
 
     def _patches(self, series: AudioProcessorItems, item: int) -> list[int]:
-        return self.info.marker[:1] * patch_count(len(series.get(item)), self.info.patch_size)
+        token: int = self.info.marker[0]
+        return [token] * patch_count(len(series.get(item)), self.info.patch_size)
 
 
 def split_at_markers(tokens: Sequence[int], start: int, end: int) -> list[list[int]]:
