@@ -1,8 +1,8 @@
 """ChatTS on a stock vLLM, by its entry point ``vllm.general_plugins``: no fork, no remote code.
 
 Public registries of vLLM: of models, of media connectors, of renderers (``HfRenderer``'s place is taken by one that
-adds a look at prompts of our models, and nothing else). One seam: ``LoRAModel.from_local_checkpoint`` is wrapped, to say
-what to do with an adapter on the encoder. Checked with vLLM 0.32.0.
+adds a look at prompts of our models). One seam: ``LoRAModel.from_local_checkpoint`` is wrapped, to say what to do with
+an adapter on the encoder. Checked with vLLM 0.32.0.
 """
 
 CONNECTOR = "chatts"

@@ -33,7 +33,7 @@ class VllmEngine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         if settings.quantization_bit:
-            raise UsageError("engine vllm takes a checkpoint in the bits that it has: leave --quantization_bit out")
+            raise UsageError("engine vllm takes a checkpoint in the bits that it has: leave --quantization-bit out")
         more: dict[str, Any] = {"limit_mm_per_prompt": {"audio": 8}, "dtype": settings.dtype}
         if current_platform.is_cpu():  # nothing is compiled there, which takes longer than it saves
             more |= {"enforce_eager": True, "dtype": "float32" if settings.dtype == "auto" else settings.dtype}
