@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, chat, open_llm
+from helpers_vllm import FAMILIES, chat, checkpoints, open_llm  # noqa: F401
 
 from llamafactory_ext.series import FloatArray
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import chat, open_llm
+from helpers_vllm import chat, checkpoints, open_llm  # noqa: F401
 
 
 TEXT = "what is <ts><ts/>?"

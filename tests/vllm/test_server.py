@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
+from helpers_vllm import checkpoints  # noqa: F401
 
 
 CHAT = "/v1/chat/completions"

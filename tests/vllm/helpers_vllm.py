@@ -1,6 +1,5 @@
-"""Tests of the plugin for vLLM: by `make vllm`, in an environment of its own; elsewhere they are not collected."""
+"""What the tests of the plugin for vLLM share; they run by `make vllm` and are not collected elsewhere."""
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -8,17 +7,10 @@ from typing import Any
 import pytest
 
 
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
-collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
-
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process: faults are seen as they are
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 FAMILIES = ("qwen2", "qwen3")
-
-
-def pytest_report_header() -> str | None:
-    return None if HAS_VLLM else "tests/vllm: not collected, vllm is not installed here (make vllm)"
 
 
 @pytest.fixture(scope="session")
