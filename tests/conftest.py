@@ -1,5 +1,6 @@
 """What the tests share: the demo, a GDSH data set to spoil, and LLaMA-Factory run in this process or in its own."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -11,6 +12,10 @@ from typing import Any
 
 import pytest
 
+
+# Tests of the plugin for vLLM want its own environment (`make vllm`). The folder vllm/ here is no such package.
+_vllm = importlib.util.find_spec("vllm")
+collect_ignore = [] if _vllm is not None and _vllm.origin is not None else ["vllm"]
 
 ROOT = Path(__file__).parent.parent
 SHARED_RECORDS = ROOT.parent / "shared" / "real"

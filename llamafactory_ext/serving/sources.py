@@ -30,6 +30,7 @@ MAX_PATH = 4096
 MAX_PART = 255
 """Bytes of a name in it."""
 
+_OPENING = {"SAFE_MEDIA_PATH": "SAFE_MEDIA_PATH=FOLDER and without ALLOW_LOCAL_FILES=0"}
 _EXPECTED = "expected data:text/csv;base64,…, data:application/json,[1, 2.5, …] or a CSV file's path"
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SUFFIX = ".csv"
@@ -46,11 +47,12 @@ class SourceError(ValueError):
         """The HTTP status that fits best."""
 
 
-def read_source(source: str, folder: Path | None) -> Series:
+def read_source(source: str, folder: Path | None, setting: str = "SAFE_MEDIA_PATH") -> Series:
     """Returns the series that a data URI holds or a path names.
 
     Arguments:
         folder: the only one that paths are read under, by a relative path or an absolute one; None forbids them all.
+        setting: what names that folder where the server is started.
 
     Raises:
         SourceError: nothing that is read, larger than ``MAX_BYTES``, outside of the folder, or no series.
@@ -59,7 +61,7 @@ def read_source(source: str, folder: Path | None) -> Series:
         return _decode(source)
     if _URL.match(source):
         raise SourceError(f"found the address {excerpt(source)}; {_EXPECTED}: nothing is fetched from a network")
-    return _read_below(source, folder)
+    return _read_below(source, folder, setting)
 
 
 def parse_numbers(text: str | bytes) -> FloatArray:
@@ -95,12 +97,12 @@ def read_csv(path: Path, shown: str) -> Series:
         raise SourceError(str(err).replace(repr(str(path)), shown)) from err
 
 
-def _read_below(name: str, folder: Path | None) -> Series:
+def _read_below(name: str, folder: Path | None, setting: str) -> Series:
     shown = excerpt(name)
     if folder is None:
         raise SourceError(
-            f"found the path {shown}, and this server opens no folder; start it with SAFE_MEDIA_PATH=FOLDER "
-            "and without ALLOW_LOCAL_FILES=0, or send the series itself",
+            f"found the path {shown}, and this server opens no folder; start it with "
+            f"{_OPENING.get(setting, setting)}, or send the series itself",
             403,
         )
     if len(name) > MAX_PATH or any(len(os.fsencode(part)) > MAX_PART for part in _parts_of(name)):
@@ -108,7 +110,7 @@ def _read_below(name: str, folder: Path | None) -> Series:
             f"found a path of {len(name):,} characters, {shown}; expected at most {MAX_PATH:,}, and {MAX_PART} bytes "
             "in each part"
         )
-    data = _read_part_by_part(_place(name, folder), folder.resolve(), shown)
+    data = _read_part_by_part(_place(name, folder, setting), folder.resolve(), shown)
     try:
         return _read_bytes(data, shown)
     except SourceError as err:  # what stands in a file is not told to who only knows its name
@@ -125,7 +127,7 @@ def _parts_of(name: str) -> tuple[str, ...]:
     return PurePath(name).parts
 
 
-def _place(name: str, folder: Path) -> PurePath:
+def _place(name: str, folder: Path, setting: str) -> PurePath:
     """Returns where a path leads below the folder, links resolved."""
     try:
         root = folder.resolve()
@@ -135,7 +137,7 @@ def _place(name: str, folder: Path) -> PurePath:
     if ".." in PurePath(name).parts or not path.is_relative_to(root):
         raise SourceError(
             f"found the path {excerpt(name)}, which leads out of the folder that is open to requests; expected a CSV "
-            "file under SAFE_MEDIA_PATH, or send the series itself",
+            f"file under {setting}, or send the series itself",
             403,
         )
     place = path.relative_to(root)

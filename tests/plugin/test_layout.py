@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plugin",),
     ("model",),
     ("data",),
-    ("training", "serving", "vllm"),
+    ("training", "serving"),
+    ("vllm",),  # reads what a request names as the API does, without LLaMA-Factory
     ("autoload",),
     ("toolbox.session",),
     ("toolbox.pages",),
@@ -95,6 +96,15 @@ def test_imports_lead_downwards_only() -> None:
 def test_what_runs_in_other_installs_does_not_know_the_toolbox() -> None:
     low = [name for name in KNOWN if layer(name) not in ("toolbox", "__main__") and not name.startswith("toolbox.")]
     assert not [(name, target) for name in low for target in IMPORTS[name] if target.startswith("toolbox")]
+
+
+def test_vllm_needs_little() -> None:
+    """It runs where LLaMA-Factory is not installed."""
+    used = {target for name in KNOWN if layer(name) == "vllm" for target in IMPORTS[name] if layer(target) != "vllm"}
+    assert {layer(target) for target in used} <= {"errors", "series", "model", "serving"}
+    assert {target for target in used if layer(target) == "serving"} <= {"serving.sources"}
+    below = [target for target in IMPORTS["serving.sources"] if layer(target) not in ("errors", "series", "gdsh")]
+    assert not below and not IMPORTS["serving"]
 
 
 def test_no_import_runs_in_a_circle() -> None:

@@ -169,8 +169,8 @@ def test_a_link_that_comes_between_check_and_opening(folder: Path, monkeypatch: 
         (folder / name).write_text(CSV, "utf-8")
     resolved = sources._place
 
-    def exchanged(name: str, root: Path) -> Any:
-        place = resolved(name, root)
+    def exchanged(name: str, root: Path, setting: str) -> Any:
+        place = resolved(name, root, setting)
         first = root / place.parts[0]
         first.rename(root / "gone")
         first.symlink_to(outside if len(place.parts) > 1 else outside / "secret.csv")

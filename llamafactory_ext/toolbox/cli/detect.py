@@ -9,6 +9,7 @@ files alone, and writes its tables anew.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -85,12 +86,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--drawn", type=int, default=100, metavar="N", help="series that the page draws; default: 100")
     add = parser.add_argument_group("engine and machines").add_argument
     add("--engine", default="transformers", choices=sorted(ENGINES), help="default: transformers")
-    add("--batch", type=positive, default=16, metavar="N", help="questions at a time; default: 16")
+    add("--batch", type=positive, metavar="N", help="questions at a time; default: 16, with vllm and ray 256")
+    add("--set", action="append", default=[], metavar="KEY=JSON", help="a setting of vLLM's LLM, or of ray's actors")
     add("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     add("--quantization-bit", type=int, choices=(4, 8), help="load the model in 4 or 8 bit")
     add("--shard", default="1/1", metavar="I/N", help="the I-th of N shares; without it all are brought together")
     add("--join", nargs="+", type=Path, default=[], metavar="DIR", help="further folders of this run's shares")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    given.batch = given.batch or (16 if given.engine == "transformers" else 256)
+    return given
 
 
 def main() -> int:
@@ -115,6 +119,8 @@ def main() -> int:
 def _run(given: argparse.Namespace) -> int:
     if given.votes < 0 or given.votes == 1:
         raise UsageError(f"--votes {given.votes}: expected 2 or more, a share of one answer says nothing")
+    if given.set and given.engine == "transformers":
+        raise UsageError("--set is for engines vllm and ray")
     asking, said = how_to_ask(given)
     settings = _settings(given, asking)
     options = _options(given, asking)
@@ -206,7 +212,18 @@ def _settings(given: argparse.Namespace, asking: Asking) -> Settings:
         dtype=given.dtype,
         quantization_bit=given.quantization_bit,
         batch=given.batch,
+        more=tuple(map(_setting, given.set)),
     )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, found, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        if not (found and key):
+            raise UsageError(f"--set {text}: expected KEY=VALUE, e.g. gpu_memory_utilization=0.8") from None
+        return key, value
 
 
 def _options(given: argparse.Namespace, asking: Asking) -> Options:
