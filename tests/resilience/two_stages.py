@@ -160,39 +160,41 @@ def graft(folder: Path, seed: int) -> None:
         sys.exit("graft failed")
 
 
-def arms(steps: int) -> dict[str, list[tuple[str, int, dict[str, Any]]]]:
+def arms(align: int, tune: int) -> dict[str, list[tuple[str, int, dict[str, Any]]]]:
     """What is tried: stages with their recipe, steps and keys."""
-    fast = {"learning_rate": 2e-3}
-    align: dict[str, Any] = {"dataset": "align_256,ift"}
-    alone, whole = align | fast, align | fast | {"finetuning_type": "full"}
-    tune = fast | {"timeseries_sft_lr": 2e-3}
+    fast: dict[str, Any] = {"learning_rate": 2e-3}
+    first = fast | {"dataset": "align_256,ift"}
+    second = fast | {"timeseries_sft_lr": 2e-3}
     return {
-        "encoder aligned, then all tuned": [("align", steps, alone), ("sft_mixed", steps, tune)],
-        "all aligned, then all tuned": [("align", steps, whole), ("sft_mixed", steps, tune)],
-        "not aligned, tuned as long": [("sft_mixed", steps, tune)],
-        "not aligned, tuned for both stages": [("sft_mixed", 2 * steps, tune)],
+        "encoder aligned, then all tuned": [("align", align, first), ("sft_mixed", tune, second)],
+        "all aligned, then all tuned": [
+            ("align", align, first | {"finetuning_type": "full"}),
+            ("sft_mixed", tune, second),
+        ],
+        "not aligned, tuned as long": [("sft_mixed", tune, second)],
+        "not aligned, tuned for both stages": [("sft_mixed", align + tune, second)],
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a new folder for models, data and logs")
-    parser.add_argument("--steps", type=int, default=400, help="of a stage, 16 records each; default: 400")
+    parser.add_argument("--align", type=int, default=400, help="steps of the first stage, of 16 records; default: 400")
+    parser.add_argument("--tune", type=int, default=400, help="the same of the second stage; default: 400")
     parser.add_argument("--words", type=int, default=400, help="steps in which the Qwen learns text; default: 400")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     folder: Path = given.folder.resolve()
-    write_data(folder / "data", given.seed, BATCH * given.steps)
+    write_data(folder / "data", given.seed, BATCH * max(given.align, given.tune))
     write_qwen(folder / "random", folder / "data", given.seed)
     held_out = [json.loads(line) for line in (folder / "data" / "held_out.jsonl").read_text("utf-8").splitlines()]
     text = {"template": "qwen", "dataset": "words", "finetuning_type": "full", "mix_strategy": "concat"}
     text |= {"interleave_probs": None, "learning_rate": 2e-3}
     train(folder, "align", "random", "qwen", given.words, **text)
     graft(folder, given.seed)
-    print(
-        "| arm | steps | strict JSON | event F1 | at IoU 0.5 | event F1, series exchanged |\n|---|---|---|---|---|---|"
-    )
-    for number, (name, stages) in enumerate(arms(given.steps).items()):
+    print("| arm | steps | strict JSON | event F1 | at IoU 0.5 | event F1, series exchanged |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for number, (name, stages) in enumerate(arms(given.align, given.tune).items()):
         model = "grafted"
         for recipe, steps, keys in stages:
             output = f"arm{number}_{recipe}"
