@@ -16,7 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [path for path in sorted((ROOT / "yaml").glob("*.yaml")) if "\ndo_train: true" in path.read_text("utf-8")]
-GDSH = [path for path in RECIPES if not path.stem.startswith("cpu_demo")]
+STAGES = [path for path in RECIPES if path.stem in ("align", "sft_mixed")]
+GDSH = [path for path in RECIPES if path not in STAGES and not path.stem.startswith("cpu_demo")]
 SECTIONS = ["### model", "### method", "### dataset", "### output", "### train", "### eval"]
 
 # Keys that the package adds, with their defaults.
@@ -94,7 +95,9 @@ def test_every_recipe_is_there() -> None:
         "3090_deepspeed_fp16",
         "8gb_qlora",
         "a100_deepspeed_fp16",
+        "align",
         "cpu_demo",
+        "sft_mixed",
     }
 
 
@@ -181,7 +184,7 @@ def test_several_cards_are_told_of(path: Path) -> None:
 def test_named_files_exist(path: Path) -> None:
     recipe = read(path)
     info = json.loads((ROOT / recipe["dataset_dir"] / "dataset_info.json").read_text("ascii"))
-    assert recipe["dataset"] in info
+    assert info.keys() >= set(recipe["dataset"].split(","))
     if "deepspeed" in recipe:
         settings = json.loads((ROOT / recipe["deepspeed"]).read_text("ascii"))
         zero = settings["zero_optimization"]
@@ -190,7 +193,52 @@ def test_named_files_exist(path: Path) -> None:
         assert settings["fp16"]["enabled"] == settings["train_batch_size"] == "auto"
 
 
-def test_chatts_entry_is_the_fields_word_for_word() -> None:
+PUBLISHED = {  # the two scripts of ChatTS-Training, but for paths and what this machine has of cards and cores
+    "align": {"dataset": "align_256,ift", "interleave_probs": "0.9,0.1", "max_steps": 1000},
+    "sft_mixed": {
+        "dataset": "sft,ift,align_random",
+        "interleave_probs": "0.6,0.2,0.2",
+        "max_steps": 400,
+        "finetuning_type": "full",
+        "learning_rate": 1e-5,
+        "timeseries_sft_lr": 1e-5,
+    },
+}
+IN_BOTH = {
+    "stage": "sft",
+    "do_train": True,
+    "mix_strategy": "interleave_over",
+    "template": "chatts",
+    "cutoff_len": 10000,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 32,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.02,
+    "logging_steps": 1,
+    "save_steps": 100,
+    "plot_loss": True,
+    "fp16": True,
+}
+
+
+@named(STAGES)
+def test_stages_are_the_published_ones(path: Path) -> None:
+    recipe = read(path)
+    wanted = IN_BOTH | PUBLISHED[path.stem]
+    assert {key: recipe.get(key) for key in wanted} == wanted
+    assert "save_safetensors" not in recipe  # transformers 5 refuses it
+    assert recipe["output_dir"] == f"saves/chatts-0.5b/{path.stem}"
+
+
+def test_second_stage_goes_on_from_the_first() -> None:
+    first, second = (read(ROOT / "yaml" / f"{name}.yaml") for name in ("align", "sft_mixed"))
+    assert second["model_name_or_path"] == first["output_dir"]
+    assert (first["finetuning_type"], first["freeze_trainable_layers"]) == ("freeze", 0)  # the encoder alone
+
+
+@pytest.mark.parametrize("name", ["align_256", "align_random", "ift", "sft", "chatts_tune"])
+def test_chatts_entries_are_the_fields_word_for_word(name: str) -> None:
     info = json.loads((ROOT / "dataset_info" / "dataset_info.json").read_text("ascii"))
-    assert info["chatts_tune"]["columns"] == {"prompt": "input", "response": "output", "timeseries": "timeseries"}
-    assert set(info["chatts_tune"]) == {"file_name", "columns"}
+    assert info[name]["columns"] == {"prompt": "input", "response": "output", "timeseries": "timeseries"}
+    assert set(info[name]) == {"file_name", "columns"}
+    assert info[name]["file_name"] == f"../data/{name}/train.jsonl"

@@ -20,6 +20,7 @@ PLAIN = ("2080ti_qlora",)
 HERE = ("2080ti_simple", "3060_qlora")
 TORCHRUN = ("2080ti_qlora_safe",)
 SMALL = "8gb_qlora"
+STAGES = ("align", "sft_mixed")
 DEEPSPEED = ("3090_deepspeed_fp16", "a100_deepspeed_fp16")
 
 
@@ -101,6 +102,50 @@ def test_other_family(data: Path, qwen3_model: Path, tmp_path: Path, monkeypatch
     check_adapter(train_here(monkeypatch, "2080ti_qlora", tmp_path, *keys))
 
 
+def write_stages(folder: Path) -> None:
+    """The published data sets' names and columns; each has questions of its own."""
+    info = {}
+    for number, name in enumerate(("align_256", "align_random", "ift", "sft")):
+        series = [[float((place * (number + 2)) % 9) for place in range(40)]]
+        record = {"input": f"<ts><ts/> {name}?", "output": f"answer {number}", "timeseries": series}
+        lines = json.dumps(record, ensure_ascii=False) + "\n"
+        (folder / f"{name}.jsonl").write_text(lines * 8, "utf-8")
+        columns = {"prompt": "input", "response": "output", "timeseries": "timeseries"}
+        info[name] = {"file_name": f"{name}.jsonl", "columns": columns}
+    (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+
+
+def moved(before: Path, after: Path) -> set[str]:
+    """Names of the weights that differ."""
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name].to(old[name].dtype))}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "expected"),
+    [
+        ("align", (), "encoder"),
+        ("align", ("finetuning_type=full", "learning_rate=1.0e-5"), "all"),  # the head's advice
+        ("sft_mixed", (), "all"),
+    ],
+)
+def test_stages(
+    recipe: str, more: tuple[str, ...], expected: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mix of data sets; the first stage leaves every weight of the language model as it is, to the bit."""
+    write_stages(tmp_path)
+    keys = (f"model_name_or_path={demo / 'model'}", f"dataset_dir={tmp_path}", "gradient_accumulation_steps=2")
+    output = train_here(monkeypatch, recipe, tmp_path, *keys, *more)
+    losses = [entry["loss"] for entry in log_history(output) if "loss" in entry]
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    changed = moved(demo / "model", output)
+    encoder = {name for name in load_file(output / "model.safetensors") if name.startswith("ts_encoder.")}
+    assert {name for name in encoder if "mlp" in name} <= changed
+    assert (changed <= encoder) is (expected == "encoder")
+    assert first_fault(output / "checkpoint-2") is None
+
+
 def test_demo_recipe(demo: Path, tmp_path: Path) -> None:
     keys = [f"model_name_or_path={demo / 'model'}", f"dataset_dir={demo / 'data'}", "output_dir=out"]
     run = run_cli("train", str(ROOT / "yaml" / "cpu_demo.yaml"), *keys, cwd=tmp_path)
@@ -133,4 +178,4 @@ def test_every_lever_changes_nothing(data: Path, demo: Path, tmp_path: Path, mon
 
 def test_every_recipe_is_run() -> None:
     trained = {path.stem for path in (ROOT / "yaml").glob("*.yaml") if "\ndo_train: true" in path.read_text("utf-8")}
-    assert trained == {SMALL, *PLAIN, *HERE, *TORCHRUN, *DEEPSPEED, "cpu_demo"}
+    assert trained == {SMALL, *PLAIN, *HERE, *TORCHRUN, *DEEPSPEED, *STAGES, "cpu_demo"}

@@ -18,7 +18,7 @@ from llamafactory_ext.toolbox.plan.memory_step import (
     loss_bytes,
     saved_bytes,
 )
-from llamafactory_ext.toolbox.plan.memory_weights import pinned
+from llamafactory_ext.toolbox.plan.memory_weights import pinned, trained_parameters
 from llamafactory_ext.toolbox.plan.shape import KNOWN, Shape
 
 
@@ -66,6 +66,26 @@ def test_parameters_are_those_of_the_model(family, changes):
 def test_biases_of_qwen3_include_the_output_projection():
     model = build("qwen3", attention_bias=True)
     assert Shape.from_config(model.config).parameters == model.num_parameters()
+
+
+@pytest.mark.parametrize("layers", [0, 1, 5])
+def test_freeze_tuning_trains_the_encoder_and_whole_layers(layers: int) -> None:
+    model = build("qwen2")
+    shape = Shape.from_config(model.config)
+    own = [f".{number}." for number in range(shape.layers)][-layers:] if layers else []
+    trained = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if "ts_encoder" in name or any(part in name for part in own)
+    )
+    freeze = Settings(finetuning_type="freeze", trainable_layers=layers)
+    found = trained_parameters(shape, freeze)
+    assert 0 <= found - trained <= WIDTH * min(layers, shape.layers)  # the last norm is spread over the layers
+    assert trained_parameters(shape, replace(freeze, train_encoder=False)) == found - shape.encoder_parameters
+    parts = on_device(shape, freeze, RECORD)
+    alone = replace(freeze, finetuning_type="lora", lora_target=())
+    assert sum(parts.values()) < sum(on_device(shape, replace(freeze, finetuning_type="full"), RECORD).values())
+    assert parts["encoder"] == 2 * on_device(shape, alone, RECORD)["encoder"]  # float32
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,7 +36,8 @@ class Settings:
         weight_dtype: of weights that are neither quantised nor trained.
         mixed_precision: ``fp16`` or ``bf16``: autocast to ``compute_dtype``.
         layers_without_checkpoints: of the last ones; with ``checkpointing`` only.
-        train_encoder: LoRA on the series encoder, or with full tuning its weights.
+        train_encoder: LoRA on the series encoder, or with full and freeze tuning its weights.
+        trainable_layers: decoder layers that freeze tuning trains.
         zero_stage: DeepSpeed's; 0 is without it.
         processes: that train together, one card each.
     """
@@ -51,6 +52,7 @@ class Settings:
     lora_rank: int = 8
     lora_target: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     train_encoder: bool = True
+    trainable_layers: int = 0
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
     layers_without_checkpoints: int = 0
@@ -82,6 +84,11 @@ class Settings:
         return self.finetuning_type == "full"
 
     @property
+    def freeze(self) -> bool:
+        """Whether some of the model's own weights are trained: the encoder, and `trainable_layers` decoder layers."""
+        return self.finetuning_type == "freeze"
+
+    @property
     def keeps_less(self) -> bool:
         """Whether `llamafactory_ext.model.keep_less` is at work: not where DeepSpeed gathers weights."""
         return self.zero_stage == 0
@@ -96,6 +103,8 @@ class Settings:
 
     def trains(self, target: str) -> bool:
         """Whether a decoder's linear layer is trained or carries a LoRA, so that its input is kept."""
+        if self.freeze:
+            return self.trainable_layers > 0
         return self.full or "all" in self.lora_target or target in self.lora_target
 
 
@@ -111,8 +120,16 @@ def weight_bytes(shape: Shape, settings: Settings) -> int:
     if settings.full:
         return 4 * (shape.linear_parameters + shape.bias_parameters + shape.norm_parameters) + _cast(shape, settings)
     if settings.quantization_bit is None:
-        return shape.linear_parameters * size + small
+        return shape.linear_parameters * size + small + _trained_layers(shape, settings) * (4 - size)
     return int(shape.linear_parameters * _quantised(settings)) + small
+
+
+def _trained_layers(shape: Shape, settings: Settings) -> int:
+    """Weights of the decoder layers that freeze tuning trains."""
+    if not settings.freeze:
+        return 0
+    every = shape.linear_parameters + shape.bias_parameters + shape.norm_parameters
+    return every * min(settings.trainable_layers, shape.layers) // shape.layers
 
 
 def layers_away(shape: Shape, settings: Settings) -> int:
@@ -156,7 +173,8 @@ def head_bytes(shape: Shape, settings: Settings) -> int:
 
 def encoder_bytes(shape: Shape, settings: Settings) -> int:
     """The series encoder, which is never quantised."""
-    return _whole(shape.encoder_parameters, settings, trained=settings.full and settings.train_encoder)
+    own = settings.full or settings.freeze
+    return _whole(shape.encoder_parameters, settings, trained=own and settings.train_encoder)
 
 
 def _whole(parameters: int, settings: Settings, trained: bool) -> int:
@@ -169,12 +187,14 @@ def trained_parameters(shape: Shape, settings: Settings) -> int:
     """Those that have a gradient."""
     if settings.full:
         return shape.parameters - (0 if settings.train_encoder else shape.encoder_parameters)
+    if settings.freeze:
+        return _trained_layers(shape, settings) + shape.encoder_parameters * settings.train_encoder
     return shape.lora_parameters(settings.lora_rank, settings.lora_target, settings.train_encoder)
 
 
 def adapter_bytes(shape: Shape, settings: Settings) -> int:
     """LoRA's weights."""
-    if settings.full:
+    if settings.full or settings.freeze:
         return 0
     size = settings.weight_bytes if settings.zero_stage == 3 else 4
     return trained_parameters(shape, settings) * size

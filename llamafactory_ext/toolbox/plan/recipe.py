@@ -119,6 +119,7 @@ class Recipe:
             lora_rank=int(self.get("lora_rank", 8)),
             lora_target=tuple(name.strip() for name in targets),
             train_encoder=bool(self.get("train_timeseries_modules", True)),
+            trainable_layers=abs(int(self.get("freeze_trainable_layers", 2))),
             optimizer=str(self.get("optim")),
             checkpointing=not self.get("disable_gradient_checkpointing", False),
             layers_without_checkpoints=int(self.get("layers_without_checkpoints", 0)),
