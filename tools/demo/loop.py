@@ -33,7 +33,7 @@ LESSON = (
         "lora_rank=16",
         "lora_alpha=32",
     ),
-    *("lora_target=all", "learning_rate=3.0e-3", "logging_steps=10", "save_strategy=no", "cutoff_len=512"),
+    *("lora_target=all", "learning_rate=3.0e-3", "logging_steps=10", "save_steps=100000", "cutoff_len=512"),
     *("disable_gradient_checkpointing=true", "overwrite_output_dir=true", "preprocessing_num_workers=1"),
 )
 ANSWERS = (
@@ -64,20 +64,22 @@ class Loop:
         folder.mkdir(parents=True)
         write_mini(folder / "mini")
         write_plant(folder / "plant", given.seed, given.golden + given.start + given.pool)
-        self.series = {path.stem: path for path in sorted((folder / "plant").rglob("*.csv"))}
+        self.series = {path.stem: path for path in sorted((folder / "plant" / "timeseries").rglob("*.csv"))}
         names = sorted(self.series)
         random.Random(given.seed).shuffle(names)
         self.golden, rest = names[: given.golden], names[given.golden :]
         self.start, self.pool = rest[: given.start], rest[given.start :]
         self.truth = self._truth()
         for part, chosen in (("golden", self.golden), ("start", self.start)):
+            for name in chosen:
+                copy(self.series[name], folder / part / "timeseries")
             records = [record for record in self._records() if self._name(record) in chosen]
-            write_json(folder / f"{part}.json", records)
+            (folder / part / "json").mkdir()
+            write_json(folder / part / "json" / f"{part}.json", records)
         self.info = folder / "dataset_info.json"
         (folder / "prompt.txt").write_text(PROMPT, "utf-8")
-        plant = folder / "plant" / "timeseries"
         forms = ("--merge-points", "--compact-answers", "--register", self.info)
-        ext("prepare", "--json", folder / "golden.json", "--series", plant, "--out", folder / "golden.jsonl", *forms)
+        ext("prepare", folder / "golden", "--out", folder / "golden.jsonl", *forms)
 
     def _records(self) -> list[Any]:
         found: list[Any] = json.loads((self.folder / "plant" / "json" / "plant.json").read_text("utf-8"))
@@ -100,8 +102,8 @@ class Loop:
         data, adapter = f"train_{arm.name}_{number}", arm / f"adapter_{number}"
         ext(
             "prepare",
-            "--json", self.folder / "start.json", *(one / "json" for one in rounds),
-            "--series", self.folder / "plant" / "timeseries", *(one / "timeseries" for one in rounds),
+            "--json", *(one / "json" for one in (self.folder / "start", *rounds)),
+            "--series", *(one / "timeseries" for one in (self.folder / "start", *rounds)),
             "--golden", self.folder / "golden.jsonl", "--out", self.folder / f"{data}.jsonl",
             "--merge-points", "--compact-answers", "--register", self.info,
         )  # fmt: skip
@@ -125,8 +127,7 @@ class Loop:
         """Has a person correct some of the pool's series that are left; returns those that were reviewed."""
         pool, night, todo = (arm / f"{name}_{number}" for name in ("pool", "night", "todo"))
         for name in left:
-            (pool / "csv").mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.series[name], pool / "csv")
+            copy(self.series[name], pool / "csv")
         ext("import", pool / "csv", "--labels", "none", "--prompt", self.folder / "prompt.txt", "--out", pool / "data")
         ext_detect(pool / "csv", self.folder / "mini", arm / f"adapter_{number - 1}", night)
         by = () if arm.name == "confidence" else ("--random", str(self.given.seed + number))
@@ -160,6 +161,12 @@ def ext_detect(source: Path, model: Path, adapter: Path, out: Path) -> None:
     done = subprocess.run([str(one) for one in line], capture_output=True, text=True)
     if done.returncode not in (0, 1):  # 1: an answer that could not be used, which the person sees to
         sys.exit(done.stdout + done.stderr)
+
+
+def copy(path: Path, folder: Path) -> None:
+    """Copies a file into a folder, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, folder)
 
 
 def write_json(path: Path, content: object) -> None:
