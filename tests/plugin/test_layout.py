@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("toolbox.pages",),
     ("toolbox.importing", "toolbox.prepare", "toolbox.check", "toolbox.plan", "toolbox.evaluate", "toolbox.grafting"),
     ("toolbox.detect",),
-    ("toolbox.demo", "toolbox.prefer"),
+    ("toolbox.demo",),
     ("toolbox.cli",),
     ("__main__",),
 )

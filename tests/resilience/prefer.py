@@ -4,7 +4,7 @@
 
 MODEL is a checkpoint that reads series, but not well yet (a small one that is still being trained). It is first tuned
 for a few steps on records of a plant that counts frozen values and bursts of noise, and not the spikes. Then K answers
-to each of these records are drawn and scored (`llamafactory_ext.toolbox.prefer`). From the same weights go on, with
+to each of these records are drawn and scored (`prefer_reward.py`). From the same weights go on, with
 equal numbers of steps: the labels again, the best answers, DPO on pairs, and DPO on the same pairs with the series
 exchanged among them. Scores are of greedy answers to other points. What came out stands in docs/prefer.md.
 """
@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 from answering import Record, answers, exchanged, scores
+from prefer_reward import Choice, choose, intervals_of, reward
 
 import llamafactory_ext.autoload  # noqa: F401
 from llamafactory_ext.toolbox.demo.series import draw_intervals, draw_series
-from llamafactory_ext.toolbox.prefer.choosing import Choice, choose
-from llamafactory_ext.toolbox.prefer.reward import intervals_of, reward
 
 
 LENGTH, SHRINK = 256, 0.42

@@ -6,10 +6,9 @@ from itertools import permutations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resilience.prefer_reward import LEAST, MARGIN, Reward, choose, intervals_of, reward, worth
 
 from llamafactory_ext.gdsh.events import Interval
-from llamafactory_ext.toolbox.prefer.choosing import LEAST, MARGIN, choose
-from llamafactory_ext.toolbox.prefer.reward import Reward, intervals_of, reward, worth
 
 
 LENGTH = 200
