@@ -48,7 +48,8 @@ class SeriesConverter:
 
     def __init__(self, name: str, dataset_attr: Any, data_args: Any) -> None:
         require()
-        self.version = __version__  # part of what datasets hashes, as every attribute is
+        # Part of what datasets hashes, as every attribute is: other notes are not read from its cache.
+        self.version = (__version__, *Notes.__dataclass_fields__)
         self.name = name
         self.attr = copy.copy(dataset_attr)
         for key, value in FORMATS[name].attributes.items():

@@ -66,7 +66,7 @@ def test_every_recipe_prints_its_plan(recipe: Path, demo: Path, plan: Plan) -> N
         assert part in run.stdout
     assert ("Tokens are estimated" in run.stdout) == (not model)
     if recipe.stem.startswith(("2080ti", "3060")):
-        assert run.returncode == 0 and "GiB, while the weights are loaded: fits\n" in run.stdout
+        assert run.returncode == 0 and "GiB, in a step: fits\n" in run.stdout
 
 
 def test_json(demo: Path, plan: Plan) -> None:
