@@ -24,6 +24,7 @@ from llamafactory_ext.toolbox.demo.plant import PROMPT, write_plant
 from llamafactory_ext.toolbox.demo.writing import write_mini
 
 
+ARMS = ("confidence", "random")
 RECIPES = Path(__file__).resolve().parents[2] / "yaml"
 LESSON = (
     *(
@@ -196,13 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rate", type=float, default=1.0, help="share of the series that the person gets to; default: 1"
     )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: both")
     given = parser.parse_args(arguments)
     loop = Loop(given.folder, given)
-    first = given.folder / "confidence"
-    scores = {"confidence": [loop.train(first, 0)]}
-    shutil.copytree(first / "adapter_0", given.folder / "random" / "adapter_0")
-    scores["random"] = list(scores["confidence"])
-    print(f"round 0: event F1 {scores['random'][0]:.3f} on the golden set", flush=True)
+    first, *others = (given.folder / name for name in given.arms)
+    start = loop.train(first, 0)
+    for arm in others:
+        shutil.copytree(first / "adapter_0", arm / "adapter_0")
+    scores = {name: [start] for name in given.arms}
+    print(f"round 0: event F1 {start:.3f} on the golden set", flush=True)
     for name in scores:
         arm, left = given.folder / name, list(loop.pool)
         for number in range(1, given.rounds + 1):
