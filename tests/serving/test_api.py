@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import httpx
 import psutil
 import pytest
 from conftest import ROOT, path_of_environment
+
+from llamafactory_ext.toolbox.demo.plant import write_plant
 
 
 CHAT = "/v1/chat/completions"
@@ -52,7 +55,9 @@ def server(demo: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) 
     """`llamafactory-cli api yaml/chat.yaml`, in 4 bit and with an adapter; the demo's CSV files are open to it."""
     work = tmp_path_factory.mktemp("server")
     folder = work / "open"
-    folder.symlink_to(demo / "data" / "timeseries")
+    shutil.copytree(demo / "data" / "timeseries", folder)
+    write_plant(work / "demo" / "plant", points=41)  # whose files docs/serving.md asks about
+    shutil.copytree(work / "demo" / "plant" / "timeseries" / "plant", folder / "plant")
     (work / "secret.csv").write_text("value\n1\n2\n")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -343,11 +348,16 @@ def test_readme_curl(server: Server) -> None:
     assert json.loads(run.stdout)["choices"][0]["message"]["content"]
 
 
-def test_readme_python(server: Server, demo: Path) -> None:
+def test_readme_python(server: Server) -> None:
     pytest.importorskip("openai")
     (code,) = examples("python")
     code = code.replace("http://127.0.0.1:8000", str(server.http.base_url).rstrip("/"))
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=demo.parent, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=server.folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert run.returncode == 0 and run.stdout.strip(), run.stderr

@@ -283,8 +283,8 @@ def test_what_a_step_takes_beyond_the_largest_layer_is_the_loss():
 
 def test_a_layers_backward_pass():
     saved, residual, mlp = saved_bytes(BIG, QLORA, RECORD), 1045 * 5120 * 2, 1045 * 13_824 * 2
-    # At `down_proj`, computed again: product, weight, output; its input and the states beside it; the gradient.
-    assert layer_bytes(BIG, QLORA, RECORD) == saved + 3 * residual + mlp + 5120 * 13_824 * 2
+    # At `down_proj`, computed again: product, weight, and the MLP's input in place of the output; the gradient.
+    assert layer_bytes(BIG, QLORA, RECORD) == saved + 2 * residual + mlp + 5120 * 13_824 * 2
     # The gradients of the MLP's three results, where they take more than its weight written out does.
     many = replace(RECORD, tokens=8 * 1045)
     saved, residual, mlp = saved_bytes(BIG, QLORA, many), 8 * residual, 8 * mlp
@@ -487,6 +487,9 @@ def test_every_setting_matters_somewhere():
         "layers_without_checkpoints": 3,
         "offload_checkpoints": True,
         "embedding_on_cpu": True,
+        "stream_head": True,
+        "stream_layers": 2,
+        "trainable_layers": 2,
         "upcast_layernorm": True,
         "attention": "eager",
         "zero_stage": 3,
@@ -502,6 +505,9 @@ def test_every_setting_matters_somewhere():
         before = replace(QLORA, quantization_bit=None if offloaded or key == "mixed_precision" else 4, **offloaded)
         before = replace(before, weight_dtype="float32") if key == "mixed_precision" else before
         before = replace(before, offload_param=False) if key == "offload_param" else before
+        before = (
+            replace(before, finetuning_type="freeze", quantization_bit=None) if key == "trainable_layers" else before
+        )
         after = replace(before, **{key: value})
         both = [(on_device(BIG, chosen, long), on_host(BIG, chosen, long)) for chosen in (before, after)]
         assert both[0] != both[1], key

@@ -30,6 +30,7 @@ from unittest import mock
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the published shapes are known: no hub is asked for them
 
 import bitsandbytes
+import llamafactory.hparams  # noqa: F401 - first: trl takes what is not installed for there without its correction
 import torch
 from llamafactory.model.model_utils.checkpointing import prepare_model_for_training
 from peft import LoraConfig, get_peft_model
