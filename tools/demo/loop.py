@@ -43,17 +43,17 @@ ANSWERS = (
 )
 
 
-def run(*words: object) -> None:
-    """Runs a command; its output goes to a log, which is shown where it fails."""
+def run(*words: object, fine: Sequence[int] = (0,)) -> None:
+    """Runs a command; its output is shown where its exit status is not a `fine` one."""
     line = [str(word) for word in words]
     done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    if done.returncode:
+    if done.returncode not in fine:
         sys.exit(f"{' '.join(line)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
-def ext(*words: object) -> None:
+def ext(*words: object, fine: Sequence[int] = (0,)) -> None:
     """Runs a command of this package."""
-    run(sys.executable, "-m", "llamafactory_ext", *words)
+    run(sys.executable, "-m", "llamafactory_ext", *words, fine=fine)
 
 
 class Loop:
@@ -130,7 +130,9 @@ class Loop:
         for name in left:
             copy(self.series[name], pool / "csv")
         ext("import", pool / "csv", "--labels", "none", "--prompt", self.folder / "prompt.txt", "--out", pool / "data")
-        ext_detect(pool / "csv", self.folder / "mini", arm / f"adapter_{number - 1}", night)
+        asked = ("--model", self.folder / "mini", "--adapter", arm / f"adapter_{number - 1}", "--max-new-tokens", 96)
+        # 1: an answer that could not be used, which the person sees to
+        ext("detect", pool / "csv", *asked, "--batch", 64, "--out", night, fine=(0, 1))
         by = () if arm.name == "confidence" else ("--random", str(self.given.seed + number))
         chosen = ("--detections", night / "detections.csv", "--choose", self.given.choose, *by)
         ext("labels", pool / "data", *chosen, "--to", "annotator", "--out", todo)
@@ -153,15 +155,6 @@ class Loop:
             start, end = one["interval"]
             found.append({"label": {"text": one["type"]}, "segments": [{"start": start, "end": end}]})
         return found
-
-
-def ext_detect(source: Path, model: Path, adapter: Path, out: Path) -> None:
-    """Asks about all of a folder; whole series, as the plant's model was trained."""
-    line = [sys.executable, "-m", "llamafactory_ext", "detect", source, "--model", model, "--adapter", adapter]
-    line += ["--out", out, "--max-new-tokens", 96, "--batch", 64]
-    done = subprocess.run([str(one) for one in line], capture_output=True, text=True)
-    if done.returncode not in (0, 1):  # 1: an answer that could not be used, which the person sees to
-        sys.exit(done.stdout + done.stderr)
 
 
 def copy(path: Path, folder: Path) -> None:
