@@ -2,11 +2,13 @@
 make it (a small tmpfs, a read-only mount), and everywhere with what the system says of it."""
 
 import errno
+import multiprocessing
 import os
 import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,19 +45,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture(scope="module")
 def train(bench: Bench) -> Train:
+    return partial(train_in, bench.folder)
+
+
+def train_in(folder: Path, output: Path, at_step_3: Callable[[], object] | None = None, **keys: Any) -> Path:
     """LLaMA-Factory's own `run_exp` in this process, three steps with a checkpoint each."""
+    from llamafactory.train.tuner import run_exp
 
-    def run(output: Path, at_step_3: Callable[[], object] | None = None, **keys: Any) -> Path:
-        from llamafactory.train.tuner import run_exp
-
-        folder = bench.folder
-        paths = {"model_name_or_path": str(folder / "model"), "dataset_dir": str(folder / "data")}
-        paths |= {"cache_dir": str(folder / "cache"), "output_dir": str(output), "overwrite_output_dir": False}
-        steps = {"max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 2}
-        run_exp({**PLAIN, **paths, **steps, **keys}, callbacks=[At(at_step_3)] if at_step_3 else [])
-        return output
-
-    return run
+    paths = {"model_name_or_path": str(folder / "model"), "dataset_dir": str(folder / "data")}
+    paths |= {"cache_dir": str(folder / "cache"), "output_dir": str(output), "overwrite_output_dir": False}
+    steps = {"max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 2}
+    run_exp({**PLAIN, **paths, **steps, **keys}, callbacks=[At(at_step_3)] if at_step_3 else [])
+    return output
 
 
 @pytest.fixture
@@ -115,28 +116,27 @@ def test_a_folder_that_is_read_only_from_the_start(tmp_path: Path, train: Train,
     assert str(tmp_path / "out") in str(told.value)
 
 
-def test_a_limit_of_memory(tmp_path: Path, train: Train) -> None:
-    """In a fork, since a limit may strike anywhere."""
-    (read, write) = os.pipe()
-    child = os.fork()
-    if child == 0:
+def allocate_beyond_a_limit() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+    torch.empty(1 << 30, dtype=torch.uint8)
 
-        def allocate() -> None:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
-            torch.empty(1 << 30, dtype=torch.uint8)
 
-        try:
-            train(tmp_path / "out", allocate)
-            told = "nothing"
-        except BaseException as err:
-            told = f"{type(err).__name__}: {err}"
-        os.write(write, told.encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
+def train_within_a_limit(folder: Path, output: Path, told: Path) -> None:
+    try:
+        train_in(folder, output, allocate_beyond_a_limit)
+    except BaseException as err:
+        told.write_text(f"{type(err).__name__}: {err}", encoding="utf-8")
+
+
+def test_a_limit_of_memory(tmp_path: Path, bench: Bench) -> None:
+    """In a process of its own, since a limit may strike anywhere; a new one, since autograd's threads bear no fork."""
+    report = tmp_path / "told"
+    given = (bench.folder, tmp_path / "out", report)
+    child = multiprocessing.get_context("spawn").Process(target=train_within_a_limit, args=given)
+    child.start()
+    child.join()
+    told = report.read_text(encoding="utf-8")
     assert told.startswith("FullDiskError: There is no memory left for this process, which may have "), told
     assert "GiB (ulimit -v) (" in told and "\n" not in told
     assert told.endswith("Allow it more, then give the same command again: it resumes from checkpoint-2.")
