@@ -13,7 +13,8 @@ from typing import Any
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.files import refuse_foreign, write_whole
-from llamafactory_ext.toolbox.cli.evaluate import RECIPE, read, refuse_missing, shown
+from llamafactory_ext.toolbox.cli.evaluate import RECIPE, read, refuse_missing
+from llamafactory_ext.toolbox.cli.scores import shown
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
