@@ -40,7 +40,7 @@ demo: .venv/installed-train
 	@echo "saves/demo_compared  index.html: mini without the adapter beside mini with it"
 	@echo "saves/demo_detected  index.html: what it finds in files of today that nobody has labelled"
 
-# Trains mini anew, from a seed, in an hour on two CPU cores, and scores it on series that it has not seen, beside detectors
+# Trains mini anew, from a seed, in an hour and a half on two CPU cores, and scores it on series that it has not seen, beside detectors
 # and beside itself with the series exchanged; stopped and started again it goes on. The result is in saves/mini.
 mini: export CUDA_VISIBLE_DEVICES =
 mini: .venv/installed-train

@@ -1,6 +1,6 @@
 """What mini learns from is right: anomalies where the answers say, types as the prompt asks, held-out series apart.
 
-That mini reads series stands in `test_mini.py`; that it can be made anew, in an hour: `make mini`.
+That mini reads series stands in `test_mini.py`; that it can be made anew, in an hour and a half: `make mini`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Trains demo/mini: a small ChatTS that reads series, from a seed, on two CPU cores.
 
-    python tools/mini/train_mini.py OUT [--seed 0] [--pools 165]
+    python tools/mini/train_mini.py OUT [--seed 0] [--pools 200]
 
 Every record is new: they are drawn while the model learns. A second start with the same OUT goes on where the first
 was stopped. OUT/model is a checkpoint at any time after the first minutes.
@@ -32,7 +32,7 @@ PATCH = 8
 VOCABULARY = 768
 POOL = 512  # records that a process draws, sorts by length and cuts into batches together
 STEPS = 40  # batches of a pool
-POOLS = 165
+POOLS = 200
 # From a pool on: the longest series, and the share of records that ask in one wording, for anomalies or extremes.
 # Reading is what takes time; wordings and tasks are learnt beside it.
 COURSE = (
