@@ -4,8 +4,9 @@
 
 Fails (exit status 1) where event F1 on held-out points is below 0.9; where event F1 at IoU 0.3, the harder score, is
 below 0.85, below three times that of the control (the same model, series exchanged among the records) or of random
-intervals; or where a detector that needs no model reaches 0.7 there: the series are then too easy to tell reading by. Where one of these is missed, look for a fault in the
-data's way before tuning: labels that are shifted, or series that don't reach the model, look just like this.
+intervals; or where a detector that needs no model reaches 0.7 there: the series are then too easy to tell reading by.
+Where one of these is missed, look for a fault in the data's way before tuning: labels that are shifted, or series that
+don't reach the model, look just like this.
 """
 
 import json
