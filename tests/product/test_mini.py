@@ -90,7 +90,7 @@ def test_reads_series_that_it_has_not_seen(mini: Path) -> None:
     assert sum(
         text == json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")) for text in texts
     ) == len(texts)
-    assert event_f1(short, texts) >= 0.85
+    assert event_f1(short, texts) >= 0.8
     exchanged = held_out.exchange_series(short)
     assert event_f1(exchanged, answers(mini, exchanged)) < 0.5
 
