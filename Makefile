@@ -14,7 +14,7 @@ ON_MINI := model_name_or_path=demo/mini dataset_dir=demo cutoff_len=512
 SCORED := --dataset plant_val --dataset-dir demo
 ANSWERS := $(ON_MINI) eval_dataset=plant_val infer_dtype=float32 max_new_tokens=96 per_device_eval_batch_size=64
 LESSON := fp16=false per_device_train_batch_size=16 gradient_accumulation_steps=1 lora_rank=16 lora_alpha=32 \
-    lora_target=all learning_rate=3.0e-3 num_train_epochs=8 logging_steps=10 save_steps=1000 \
+    lora_target=all learning_rate=2.0e-3 num_train_epochs=8 logging_steps=10 save_steps=1000 \
     disable_gradient_checkpointing=true overwrite_output_dir=true output_dir=saves/demo_adapter
 demo: export CUDA_VISIBLE_DEVICES =
 demo: export OMP_NUM_THREADS = 1

@@ -34,7 +34,7 @@ LESSON = (
         "lora_rank=16",
         "lora_alpha=32",
     ),
-    *("lora_target=all", "learning_rate=3.0e-3", "logging_steps=10", "save_steps=100000", "cutoff_len=512"),
+    *("lora_target=all", "learning_rate=2.0e-3", "logging_steps=10", "save_steps=100000", "cutoff_len=512"),
     *("disable_gradient_checkpointing=true", "overwrite_output_dir=true", "preprocessing_num_workers=1"),
 )
 ANSWERS = (
