@@ -7,8 +7,8 @@ data is a `GdshError`.
 from llamafactory_ext.errors import GdshError
 
 from .annotations import Row, read_annotations
-from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, write_answer
-from .entries import NORMAL_TYPES, normal_types
+from .answers import Anomaly, Answer, check_intervals, parse_answer, read_anomalies, read_labels, write_answer
+from .entries import NORMAL_TYPES, normal_types, type_key
 from .layout import TableOptions
 from .pictures import (
     Matches,
@@ -45,10 +45,12 @@ __all__ = [
     "place_markers",
     "read_annotations",
     "read_anomalies",
+    "read_labels",
     "read_series",
     "read_times",
     "refuse_control_tokens",
     "show_pictures",
+    "type_key",
     "unescaped",
     "write_answer",
 ]

@@ -99,6 +99,29 @@ def read_anomalies(text: str) -> tuple[list[Anomaly], int]:
         raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
 
 
+def read_labels(value: object, normal: frozenset[str] = NORMAL_TYPES) -> tuple[list[Anomaly], int, int]:
+    """Read an answer in any form that `parse_answer` takes, whose bounds may be times of the series.
+
+    Returns:
+        Its anomalies, `start` and `end` as they stand there; how many entries mark no interval; how many name the
+        normal state.
+
+    Raises:
+        GdshError: as `parse_answer`, but for an answer that is empty, which has no anomalies.
+    """
+    try:
+        values = [value]
+        if isinstance(value, str):
+            try:
+                values = [read_json(value)]
+            except ValueError:
+                values = read_parts(value)
+        found = _anomalies(values, normal, times=True)
+    except (RecursionError, MemoryError) as error:
+        raise GdshError(f"the answer is nested too deeply to be read; {FIX}") from error
+    return found.anomalies, found.without, found.normal
+
+
 def write_answer(anomalies: Sequence[Anomaly], *, compact: bool = False) -> str:
     """Write anomalies as one JSON text, in their order; `compact` leaves out all but interval and type.
 
@@ -139,9 +162,9 @@ class _Found:
     normal: int = 0
     renamed: int = 0
 
-    def take(self, entry: Mapping[str, object]) -> list[dict[str, object]]:
+    def take(self, entry: Mapping[str, object], times: bool = False) -> list[dict[str, object]]:
         """Note an entry's anomalies, and give the entries, one an interval, that say the same."""
-        intervals, rest, renamed = locate(entry)
+        intervals, rest, renamed = locate(entry, times)
         fields = {key: rest[key] for key in ("type", "reason") if key in rest} | rest
         self.anomalies += [Anomaly(start, end, fields) for start, end in intervals]
         self.renamed += renamed
@@ -237,7 +260,7 @@ def _order(anomaly: Anomaly) -> tuple[int, int, str, str, str]:
     return anomaly.start, anomaly.end, anomaly.type, reason, rest
 
 
-def _anomalies(values: Sequence[object], normal: frozenset[str]) -> _Found:
+def _anomalies(values: Sequence[object], normal: frozenset[str], times: bool = False) -> _Found:
     """The anomalies of all `values`, as found."""
     found = _Found()
     for value in values:
@@ -245,7 +268,7 @@ def _anomalies(values: Sequence[object], normal: frozenset[str]) -> _Found:
             if is_normal(entry, normal):
                 found.normal += 1
             else:
-                found.take(entry)
+                found.take(entry, times)
     return found
 
 

@@ -5,15 +5,17 @@ that can mean one thing is read. An entry without interval is a remark on the wh
 a place that is not understood must not become "nothing there".
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from llamafactory_ext.errors import GdshError, excerpt, printable
 
 
 Pair = tuple[int, int]
-"""First and last index, 0-based, both counted."""
+"""First and last index, 0-based, both counted. Where times are allowed, what the entry holds in their place."""
 
 # fmt: off
 NORMAL_TYPES = frozenset({
@@ -95,8 +97,12 @@ def list_key(value: Mapping[str, object]) -> str | None:
     return found[0] if found else None
 
 
-def locate(entry: Mapping[str, object]) -> tuple[list[Pair], dict[str, object], bool]:
+def locate(entry: Mapping[str, object], times: bool = False) -> tuple[list[Pair], dict[str, object], bool]:
     """Find the intervals of an entry.
+
+    Args:
+        entry: an object of an answer.
+        times: bounds may be any texts and numbers, which only the series' time column can place.
 
     Returns:
         The intervals; what else the entry says; and whether another key than ``interval`` named them.
@@ -107,7 +113,7 @@ def locate(entry: Mapping[str, object]) -> tuple[list[Pair], dict[str, object], 
     """
     if entry.get("interval") is not None:
         interval = entry["interval"]
-        found = _pairs(interval)
+        found = _pairs(interval, times=times)
         return found, _without(entry, {"interval"}), not _is_plain(interval)
     spelt = {key: _key(key) for key in entry}
     places = _places(entry, spelt)
@@ -118,7 +124,7 @@ def locate(entry: Mapping[str, object]) -> tuple[list[Pair], dict[str, object], 
     faults = []
     for keys, value in places.items():
         try:
-            by_key[keys] = _pairs(value, ", ".join(sorted(keys)))
+            by_key[keys] = _pairs(value, ", ".join(sorted(keys)), times)
         except GdshError as error:  # beside rows there may be times
             faults.append(error)
     if not by_key:
@@ -172,32 +178,46 @@ def _is_plain(interval: object) -> bool:
     return isinstance(interval, (list, tuple)) and not any(isinstance(one, (list, tuple, dict)) for one in interval)
 
 
-def _pairs(value: object, key: str = "interval") -> list[Pair]:
+def _pairs(value: object, key: str = "interval", times: bool = False) -> list[Pair]:
     """One pair, an object with start and end, or a list of either."""
     items = value if isinstance(value, (list, tuple)) else ()
     several = items and all(isinstance(one, (list, tuple, dict)) for one in items)
-    return [_one(item, key) for item in items] if several else [_one(value, key)]
+    return [_one(item, key, times) for item in items] if several else [_one(value, key, times)]
 
 
-def _one(value: object, key: str) -> Pair:
+def _one(value: object, key: str, times: bool) -> Pair:
     if isinstance(value, dict):
         found = [pair for pair in _ENDS if {_key(one) for one in value}.issuperset(pair)]
         if len(found) == 1:
             spelt = {_key(one): value[one] for one in value}
-            return _pair([spelt[end] for end in found[0]], key)
-    return _pair(value, key)
+            return _pair([spelt[end] for end in found[0]], key, times)
+    return _pair(value, key, times)
 
 
-def _pair(interval: object, key: str = "interval") -> Pair:
-    if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(_is_whole, interval)):
-        return int(interval[0]), int(interval[1])
+def _pair(interval: Any, key: str, times: bool) -> Pair:
+    if isinstance(interval, (list, tuple)) and len(interval) == 2:
+        if all(map(_is_whole, interval)):
+            return int(interval[0]), int(interval[1])
+        if times and len({isinstance(one, str) for one in interval}) == 1 and all(map(_is_bound, interval)):
+            return interval[0], interval[1]
     fix = "correct the interval"
-    if isinstance(interval, (list, tuple)) and any(isinstance(one, str) and ":" in one for one in interval):
+    if (
+        not times
+        and isinstance(interval, (list, tuple))
+        and any(isinstance(one, str) and ":" in one for one in interval)
+    ):
         fix = "times become rows by `llamafactory-ext import SOURCE --labels gdsh:FILE`"
-    raise GdshError(f"{printable(key)} is {excerpt(interval)}, expected [start, end], two whole numbers; {fix}")
+    wanted = "two times or two rows" if times else "two whole numbers"
+    raise GdshError(f"{printable(key)} is {excerpt(interval)}, expected [start, end], {wanted}; {fix}")
 
 
 def _is_whole(number: object) -> bool:
     if isinstance(number, float):
         return number.is_integer()
     return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _is_bound(bound: object) -> bool:
+    if isinstance(bound, str):
+        return bool(bound.strip())
+    return isinstance(bound, (int, float)) and not isinstance(bound, bool) and math.isfinite(bound)

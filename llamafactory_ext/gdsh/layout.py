@@ -76,17 +76,13 @@ def find_layout(
         raise GdshError(f"{len(names):,} columns; at most {MAX_COLUMNS:,} are read: leave out all but {COLUMN!r}")
     keys = [re.sub(r"[\s_.]+", "", name.casefold()) for name in names]
     time = next((place for place, key in enumerate(keys) if key in _TIMES), None)
-    units = _count_units(head, time)
+    units = count_units(head, time)
     value, said = _value_place(names, keys, head[units:], options.value_column)
     quality = _named(names, options.quality_column) if options.quality_column else _first(keys, _QUALITIES)
     remarks = [("column", said)] if said else []
     if units:
         remarks.append(("layout", f"{units} row of units below the header left out: {excerpt(list(head[0]))}"))
-    totals = 0
-    for row in reversed(tail):
-        if not any(_TOTAL.fullmatch(cell) for place, cell in enumerate(row) if place != value):
-            break
-        totals += 1
+    totals = count_totals(tail, value)
     if totals:
         remarks.append(("layout", f"{totals} row of totals at the end left out: {excerpt(list(tail[-1]))}"))
     return Layout(tuple(names), value, time, quality, _first(keys, _TAGS), units, totals, tuple(remarks))
@@ -135,7 +131,17 @@ def _has_numbers(head: Sequence[Sequence[str]], place: int) -> bool:
     return numbers > 0 and 2 * numbers >= len(cells) and all(is_number(c) or not re.search(r"\d", c) for c in cells)
 
 
-def _count_units(head: Sequence[Sequence[str]], time: int | None) -> int:
+def count_totals(tail: Sequence[Sequence[str]], value: int | None) -> int:
+    """Returns how many of the last rows sum up the others, as a word in a column beside the values says."""
+    totals = 0
+    for row in reversed(tail):
+        if not any(_TOTAL.fullmatch(cell) for place, cell in enumerate(row) if place != value):
+            break
+        totals += 1
+    return totals
+
+
+def count_units(head: Sequence[Sequence[str]], time: int | None) -> int:
     """Returns 1 where the first row names units: no cell of it has a number, the time's neither, as all others do."""
     if time is None or len(head) < 2:
         return 0

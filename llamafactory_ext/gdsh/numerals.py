@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from llamafactory_ext.errors import GdshError, excerpt
 
 
-_MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
+DASHES = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
+"""What other programs write for a minus, for `str.translate`."""
 _BLANKS = "\\s'\u2019"
 _POINT = re.compile(
     rf"[+-]?(?:\d+|\d{{1,3}}(?:,\d{{3}})+|\d{{1,3}}(?:[{_BLANKS}]\d{{3}})+)?(?:\.\d*)?(?:[eE][+-]?\d+)?"
@@ -144,7 +145,7 @@ def _split(cell: str) -> tuple[str, str, bool] | None:
     """Part a cell into number, unit and whether brackets stood round it; None where there is no number."""
     if len(cell) > _LONGEST:
         return None
-    text = unicodedata.normalize("NFKC", cell).translate(_MINUS).strip()
+    text = unicodedata.normalize("NFKC", cell).translate(DASHES).strip()
     brackets = text.startswith("(") and text.endswith(")")
     found = _PARTS.fullmatch(text[1:-1].strip() if brackets else text)
     if found is None or (brackets and found[1][0] in "+-"):

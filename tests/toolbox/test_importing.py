@@ -515,6 +515,7 @@ def test_the_least_confident_are_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     assert "has no column 'confidence' with numbers" in " ".join(capsys.readouterr().err.split())
 
 
+@settings(deadline=None)
 @given(flags=st.lists(st.integers(0, 1), min_size=1, max_size=50))
 def test_runs_of_a_column_cover_its_ones(flags: list[int]) -> None:
     covered = [0] * len(flags)
@@ -525,6 +526,7 @@ def test_runs_of_a_column_cover_its_ones(flags: list[int]) -> None:
     assert all(one.end + 1 < other.start for one, other in pairwise(found))
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.integers(1, 100), min_size=2, max_size=30),
     bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
@@ -544,6 +546,7 @@ def test_covering_rows(rows: list[int], bounds: list[float], falling: bool) -> N
     assert (first, last) == wanted
 
 
+@settings(deadline=None)
 @given(
     times=st.lists(st.integers(0, 12), min_size=3, max_size=12),
     bounds=st.tuples(st.integers(0, 24), st.integers(0, 24)).map(sorted),

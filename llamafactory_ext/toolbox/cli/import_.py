@@ -62,6 +62,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--prompt", type=Path, metavar="FILE", help="text of the question; <image> stands for the series")
     add("--language", choices=sorted(PROMPTS), default="zh", help="of the question without --prompt; default: zh")
     add("--round", default="", metavar="NAME", help="kept in every record: which round of corrections it comes from")
+    add("--join", action="store_true", help="series of one name are exports of one sensor: join them by time")
     add("--drop-faulty", action="store_true", help="leave out what has faults instead of stopping")
     return parser.parse_args(arguments)
 
@@ -114,6 +115,7 @@ def _options(given: argparse.Namespace) -> Options:
         type_map=types,
         widen=given.widen,
         drop_faulty=given.drop_faulty,
+        join=given.join,
         round=given.round,
     )
 

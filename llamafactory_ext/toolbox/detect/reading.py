@@ -14,7 +14,7 @@ from llamafactory_ext.gdsh import read_series
 from llamafactory_ext.toolbox.importing.large import Dates, copy_tables, is_large
 from llamafactory_ext.toolbox.importing.layout import write_series
 from llamafactory_ext.toolbox.importing.sources import Reading, Table, read_tables
-from llamafactory_ext.toolbox.importing.times import read_axis
+from llamafactory_ext.toolbox.importing.times import read_times
 
 from .pieces import Floats
 
@@ -94,9 +94,7 @@ def _read(table: Table, how: How, copied: Path | None) -> Series | Fault:
         if copied is not None and axis is not None:
             times = pd.read_csv(copied, usecols=["time"], dtype=str, keep_default_na=False)["time"]
         elif times is not None:
-            axis = read_axis(times.reset_index(drop=True), how.dates.replace("-", " "), how.timezone)
-            if axis is None:
-                raise GdshError(f"the column of times {times.name!r} has cells that are no times; correct them")
+            axis = read_times(times, how.dates.replace("-", " "), how.timezone)
         if axis is not None and axis.turn:
             raise GdshError(axis.turn)
         if copied is not None:

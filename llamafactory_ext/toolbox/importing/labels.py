@@ -24,6 +24,7 @@ from .sources import Table, stem
 
 
 _UPLOAD = re.compile(r"^[0-9a-f]{6,12}-")
+AGAIN = "labels of a series, given again"
 UCR = re.compile(r"_(\d+)_(\d+)_(\d+)$")
 
 
@@ -51,6 +52,21 @@ class Labels:
     """Annotations that were not taken, by reason."""
     agreement: dict[str, float] = field(default_factory=dict)
     """Mean overlap (intersection over union of labelled time) of each two annotators, over the series of both."""
+    _places: dict[str, tuple[str, list[Label]]] = field(default_factory=dict)
+
+    def add(self, name: str, labels: list[Label], where: str) -> None:
+        """Takes the labels of a series.
+
+        Raises:
+            GdshError: it has others already; names both places.
+        """
+        if name in self._places:
+            first, known = self._places[name]
+            refuse_others(name, known, first, labels, where)
+            self.left_out[AGAIN] += 1
+        else:
+            self._places[name] = where, labels
+            self.by_name[name] = labels
 
     def of(self, table: Table) -> list[Label] | None:
         """Returns the labels of a series, None where the source does not speak of it."""
@@ -58,6 +74,18 @@ class Labels:
             if name in self.by_name:
                 return self.by_name[name]
         return None
+
+
+def refuse_others(name: str, known: list[Label], first: str, labels: list[Label], where: str) -> None:
+    """Raises GdshError where a series is labelled twice and not alike, by two exports that overlap."""
+    sides = [{(one.start, one.end, one.type) for one in side} for side in (known, labels)]
+    if sides[0] != sides[1]:
+        only = [sorted(side - sides[1 - place], key=str) for place, side in enumerate(sides)]
+        told = [excerpt([list(one) for one in side[:3]]) if side else "nothing more" for side in only]
+        raise GdshError(
+            f"{where} labels {name!r} with {told[1]}, and {first} with {told[0]}; expected the labels of a series "
+            "once: leave one out, or join them in the tool"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,13 +133,14 @@ def from_windows(path: Path) -> Labels:
     if not isinstance(content, dict):
         raise GdshError(f"{path} holds {excerpt(content)}; expected an object: file name to list of [start, end]")
     for name, windows in content.items():
-        labels = found.by_name[_base(name)]
+        labels: list[Label] = []
         for number, window in enumerate(windows if isinstance(windows, list) else [windows]):
             bounds = window[:2] if isinstance(window, list) and len(window) in (2, 3) else None
             if bounds is None:
                 raise GdshError(f"{path}: window {number} of {name!r} is {excerpt(window)}; expected [start, end]")
             rows = all(isinstance(one, int) and not isinstance(one, bool) for one in bounds)
             labels.append(Label(bounds[0], bounds[1], type=str(window[2]) if len(window) == 3 else "", in_rows=rows))
+        found.add(_base(name), labels, f"{path}: {name!r}")
     return found
 
 
@@ -126,7 +155,7 @@ def from_annotator(paths: Iterable[Path], choice: Choice) -> Labels:
         if choice.only_approved and not approved:
             found.left_out["not approved"] += 1
             continue
-        labels = found.by_name[_base(content["filename"])]
+        labels: list[Label] = []
         for number, annotation in enumerate(content["annotations"]):
             where = f"{path}: annotation {number}"
             label = annotation.get("label") if isinstance(annotation, dict) else None
@@ -134,6 +163,7 @@ def from_annotator(paths: Iterable[Path], choice: Choice) -> Labels:
             for segment in _list(annotation, "segments", where):
                 start, end = _bounds(segment, where)
                 labels.append(Label(start, end, kind, in_rows=True, fields=_remarks(segment)))
+        found.add(_base(content["filename"]), labels, str(path))
     return found
 
 
@@ -147,13 +177,20 @@ def from_label_studio(path: Path, choice: Choice) -> Labels:
         raise GdshError(f"{path} holds {excerpt(tasks)}; expected Label Studio's list of tasks")
     found = Labels("label-studio")
     by_annotator: dict[str, dict[str, list[Label]]] = defaultdict(dict)
+    places: dict[tuple[str, str], str] = {}
     for number, task in enumerate(tasks):
         where = f"{path}: task {task.get('id', number) if isinstance(task, dict) else number}"
         if not isinstance(task, dict):
             raise GdshError(f"{where} is {excerpt(task)}; expected an object")
         name = _series_of(task, where)
         for annotator, labels in _annotations(task, where, choice, found):
-            by_annotator[annotator].setdefault(name, []).extend(labels)
+            before = by_annotator[annotator].setdefault(name, [])
+            if choice.annotator != "all" and (annotator, name) in places:
+                refuse_others(name, before, places[annotator, name], labels, where)
+                found.left_out[AGAIN] += 1
+                continue
+            places.setdefault((annotator, name), where)
+            before += labels
     chosen = _choose(by_annotator, choice, path)
     found.agreement = _agreement(by_annotator)
     for annotator in chosen:

@@ -26,8 +26,9 @@ from .sources import (
     refuse_equal_names,
     safe_name,
     series_name,
+    without_units,
 )
-from .times import Axis, read_axis, turn_at
+from .times import Axis, read_times, turn_at
 
 
 LARGE = 1 << 27
@@ -62,9 +63,7 @@ class _Growing:
         Raises:
             GdshError: they can't be read, or not as those before.
         """
-        axis = read_axis(cells.reset_index(drop=True), dates.order, dates.timezone)
-        if axis is None:
-            raise GdshError(f"the column of times {cells.name!r} has cells that are no times; correct them")
+        axis = read_times(cells, dates.order, dates.timezone, self.rows)
         if self.axis is None:
             self.axis, self.times = axis, array("q" if axis.kind == "time" else "d")
         known = self.axis
@@ -118,7 +117,7 @@ def copy_tables(path: Path, how: Reading, folder: Path, dates: Dates) -> Iterato
     """
     options = csv_options(path)
     with reading():
-        head = pd.read_csv(path, **options, nrows=_LOOKED_AT)
+        head, left_out = without_units(pd.read_csv(path, **options, nrows=_LOOKED_AT), how)
     found = find_columns(head, how)
     wanted = [one for one in (found.time, found.tag, found.label, *found.series, *found.perhaps_tags) if one]
     options |= {"dtype": str, "usecols": lambda name: name in wanted, "chunksize": _PIECE}
@@ -126,7 +125,9 @@ def copy_tables(path: Path, how: Reading, folder: Path, dates: Dates) -> Iterato
     shared: dict[str, _Growing] = {}
     names: dict[str, tuple[str, str]] = {}
     with reading(), pd.read_csv(path, **options) as pieces:
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
+            if left_out and not number:
+                piece = piece[1:]
             _refuse_tags(piece, found, head)
             for tag, part in piece.groupby(found.tag, sort=False) if found.tag else [("", piece)]:
                 known = shared.setdefault(str(tag), _Growing())
@@ -145,7 +146,9 @@ def copy_tables(path: Path, how: Reading, folder: Path, dates: Dates) -> Iterato
                     one.rows += len(part)
     for (tag, column), one in growing.items():
         name = safe_name(tag) if found.tag else series_name(path, column, found, how)
-        yield one.table(name, path, column, found.unused, shared[tag])
+        table = one.table(name, path, column, found.unused, shared[tag])
+        table.left_out = left_out
+        yield table
 
 
 def _refuse_tags(piece: pd.DataFrame, found: Columns, head: pd.DataFrame) -> None:

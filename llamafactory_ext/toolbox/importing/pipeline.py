@@ -5,25 +5,26 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.gdsh import Anomaly, show_pictures
-from llamafactory_ext.gdsh.dialects import read_json as read_answer_json
-from llamafactory_ext.gdsh.dialects import read_parts
+from llamafactory_ext.gdsh import NORMAL_TYPES, Anomaly, read_labels, show_pictures, type_key
 from llamafactory_ext.gdsh.records import read_records
 
 from . import labels as forms
+from .joining import by_name, join_tables
 from .labels import Choice, Label, Labels
 from .large import Dates, copy_tables, is_large
 from .layout import PROMPTS, make_record, write_records, write_series
 from .sources import Reading, Table, read_tables, refuse_equal_names, stem, table_files
-from .times import Axis, read_axis
+from .times import Axis, read_times
 
 
 KINDS = ("auto", "column:NAME", "windows:FILE", "label-studio:FILE", "annotator:DIR", "ucr", "gdsh:FILE", "none")
+_NORMAL = "entries of a normal state (无异常, normal, …)"
 Progress = Callable[[Iterable[Path], str, int], Iterable[Path]]
 
 
@@ -44,6 +45,7 @@ class Options:
     type_map: dict[str, str] = field(default_factory=dict)
     widen: int = 0
     drop_faulty: bool = False
+    join: bool = False
     round: str = ""
 
 
@@ -96,7 +98,8 @@ def import_data(options: Options, progress: Progress = lambda items, text, count
         if report.faults and not options.drop_faulty:
             return report
         if not records:
-            raise GdshError("no series is left to write; the report says why")
+            why = "the labels speak of none: --labels none writes series without labels" if report.unlabelled else ""
+            raise GdshError(f"no series is left to write: {why or 'all have faults'}")
         write_records(records, Path(folder), name)
         report.done = True
         text = json.dumps(report.as_dict(), ensure_ascii=False, indent=1)
@@ -116,8 +119,8 @@ class Spec:
     """Files among the sources that hold labels, not series."""
     labels: Labels | None = None
     """None where they are in the tables themselves, or nowhere."""
-    answers: dict[str, Any] = field(default_factory=dict)
-    """For ``gdsh``: the records by series name."""
+    answers: "_Answers | None" = None
+    """For ``gdsh``."""
     used: set[str] = field(default_factory=set)
 
 
@@ -193,37 +196,59 @@ def _records(
     how = options.reading
     if spec.kind == "column" and options.labels.startswith("column:"):
         how = replace(how, label_column=options.labels.partition(":")[2])
-    seen: list[tuple[str, Path]] = []
     copied, dates = folder.parent / "copied", Dates(options.dates.replace("-", " "), options.timezone)
+    seen: dict[str, Path] = {}
+    held: list[Table] = []
+
+    def take(table: Table, large: bool = False) -> Iterator[dict[str, Any]]:
+        """One series, whose fault says nothing of the others in its file."""
+        if table.name in seen:
+            refuse_equal_names([(table.name, seen[table.name]), (table.name, table.file)], options.join)
+        seen[table.name] = table.file
+        record = _record(table, options, spec, report)
+        if record is None:
+            return
+        if large:
+            folder.mkdir(parents=True, exist_ok=True)
+            (copied / f"{table.name}.csv").rename(folder / f"{table.name}.csv")
+        else:
+            write_series(table, folder / f"{table.name}.csv")
+        yield record
+
     for path in progress(files, "importing", len(files)):
-        try:
+        with _told(path, report):
             large = is_large(path)
             for table in copy_tables(path, how, copied, dates) if large else read_tables(path, how):
-                seen.append((table.name, path))
-                refuse_equal_names(seen)
-                report.unused_columns.update(table.unused)
-                record = _record(table, options, spec, report)
-                if record is None:
+                if options.join and not large:
+                    held.append(table)
                     continue
-                if large:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (copied / f"{table.name}.csv").rename(folder / f"{table.name}.csv")
-                else:
-                    write_series(table, folder / f"{table.name}.csv")
-                yield record
-        except GdshError as err:
-            report.faults.append(str(err) if str(path) in str(err) else f"{path}: {err}")
+                with _told(path, report):
+                    yield from take(table, large)
+    for several in by_name(held).values():
+        with _told(several[0].file, report):
+            yield from take(join_tables(several, dates))
+
+
+@contextmanager
+def _told(path: Path, report: Report) -> Iterator[None]:
+    try:
+        yield
+    except GdshError as err:
+        report.faults.append(str(err) if str(path) in str(err) else f"{path}: {err}")
 
 
 def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[str, Any] | None:
     """Returns the record of one series; None where it is left out, which the report says."""
+    report.unused_columns.update(table.unused)
+    report.counts.update(f"{what}, left out" for what in table.left_out)
+    if table.joined > 1:
+        report.counts["series joined of several files"] += 1
+        report.counts["rows that two of them have, taken once"] += table.repeated
     source = {"source": table.file.name} | ({"column": table.column} if table.column else {})
     source |= {"round": options.round} if options.round else {}
     axis = table.axis
     if axis is None and table.time is not None:
-        axis = read_axis(table.time.reset_index(drop=True), options.dates.replace("-", " "), options.timezone)
-        if axis is None:
-            raise GdshError(f"the column of times {table.time.name!r} has cells that are no times; correct them")
+        axis = read_times(table.time, options.dates.replace("-", " "), options.timezone)
     if axis is not None:
         report.axes[axis.rule] += 1
     if spec.kind == "none":
@@ -232,8 +257,10 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
         return make_record(table.name, options.prompt, None, **source)
     prompt = options.prompt
     if spec.kind == "gdsh":
-        held = spec.answers.get(table.name, spec.answers.get(stem(table.file)))
-        spec.used |= {table.name, stem(table.file)} & spec.answers.keys()
+        assert spec.answers is not None
+        answers = spec.answers.by_name
+        held = answers.get(table.name, answers.get(stem(table.file)))
+        spec.used |= {table.name, stem(table.file)} & answers.keys()
         found = None if held is None else held[1]
         prompt = prompt if held is None else held[0]
     elif spec.kind == "column":
@@ -248,12 +275,25 @@ def _record(table: Table, options: Options, spec: Spec, report: Report) -> dict[
     if found is None:
         report.unlabelled.append(table.name)
         return None
+    if table.joined > 1 and spec.kind != "column":
+        _refuse_rows(found, table)
     anomalies = _place(found, table, axis, options, report)
     report.series += 1
     report.intervals += len(anomalies)
     report.without_anomaly += not anomalies
     report.types.update(one.type for one in anomalies)
     return make_record(table.name, prompt, anomalies, **source)
+
+
+def _refuse_rows(found: Sequence[Label], table: Table) -> None:
+    """Rows count from a file's beginning, and of a series that was joined it is not known which file is meant."""
+    for label in found:
+        if label.in_rows:
+            raise GdshError(
+                f"{table.file}: series {table.name!r}: the label [{label.start}, {label.end}] counts rows of one "
+                f"file, but the series was joined of {table.joined}; expected times: export the labels so, or import "
+                "the files one by one"
+            )
 
 
 def _refuse_turn(axis: Axis | None, found: Sequence[Label], report: Report) -> None:
@@ -291,6 +331,9 @@ def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Opt
         if options.widen:
             first, last = max(0, first - options.widen), min(rows - 1, last + options.widen)
         kind = options.type_map.get(label.type, label.type) or options.type
+        if type_key(kind) in NORMAL_TYPES:
+            report.counts[f"left out: {_NORMAL}"] += 1
+            continue
         fields: dict[str, object] = {"type": kind, **label.fields}
         if (first, last, kind) in placed:
             report.counts["labels named again"] += 1
@@ -299,7 +342,8 @@ def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Opt
 
 
 def _compare_names(spec: Spec, report: Report) -> None:
-    known = spec.labels.by_name.keys() if spec.labels else spec.answers.keys()
+    said = spec.labels or spec.answers
+    known: set[str] = set(said.by_name) if said else set()
     report.unused_labels = sorted(known - spec.used)
     if report.unused_labels:
         first = ", ".join(report.unused_labels[:5])
@@ -307,24 +351,36 @@ def _compare_names(spec: Spec, report: Report) -> None:
             f"{len(report.unused_labels)} names in the labels have no series: {first}; expected a table of that name: "
             "add it, or leave these labels out with --drop-faulty"
         )
+    if said:
+        report.counts.update({f"left out: {why}": count for why, count in said.left_out.items() if count})
     if spec.labels:
-        report.counts.update({f"left out: {why}": count for why, count in spec.labels.left_out.items() if count})
         report.agreement = spec.labels.agreement
 
 
-def _answers(path: Path) -> dict[str, Any]:
-    """Returns prompt and labels of each GDSH record by its picture's name, bounds as they are."""
-    found: dict[str, Any] = {}
+@dataclass
+class _Answers:
+    """The records of a GDSH file, by their pictures' names."""
+
+    by_name: dict[str, tuple[str, list[Label] | None]] = field(default_factory=dict)
+    """Prompt and labels, bounds as they are; None where the record has no answer."""
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def _answers(path: Path) -> _Answers:
+    found = _Answers()
+    places: dict[str, int] = {}
     for number, record in enumerate(read_records(path)):
         try:
             picture = record["image"]  # type: ignore[index]
             turns = {turn["from"]: turn["value"] for turn in record["conversations"]}  # type: ignore[index]
             name = Path(show_pictures([picture])).stem
-            if name in found:
-                raise GdshError(
-                    f"a second record of {name!r}; join both, `llamafactory-ext prepare --merge-points` does"
-                )
-            found[name] = turns["user"], list(_entries(turns["assistant"]))
+            one = turns["user"], _labels(turns.get("assistant"), found.left_out)
+            known = found.by_name.get(name, one)
+            if known[1] is not None and one[1] is not None:
+                forms.refuse_others(name, known[1], f"record {places.get(name)}", one[1], "it")
+            found.left_out["records given again"] += name in found.by_name
+            found.by_name[name] = one if known[1] is None else known
+            places.setdefault(name, number)
         except (KeyError, TypeError) as err:
             raise GdshError(f"{path}: record {number} lacks {err}; expected `image` and `conversations`") from err
         except GdshError as err:
@@ -332,19 +388,15 @@ def _answers(path: Path) -> dict[str, Any]:
     return found
 
 
-def _entries(answer: Any) -> Iterator[Label]:
-    if isinstance(answer, str):
-        try:
-            answer = read_answer_json(answer)
-        except ValueError:
-            answer = read_parts(answer)
-    for entry in answer if isinstance(answer, list) else [answer]:
-        if isinstance(entry, dict) and "detected_anomalies" in entry:
-            yield from _entries(entry["detected_anomalies"])
-        elif isinstance(entry, dict) and isinstance(entry.get("interval"), list) and len(entry["interval"]) == 2:
-            start, end = entry["interval"]
-            rows = isinstance(start, int) and isinstance(end, int)
-            more = {key: value for key, value in entry.items() if key not in ("interval", "type")}
-            yield Label(start, end, str(entry.get("type", "")), rows, more)
-        elif entry:
-            raise GdshError(f"the entry {entry!r:.80} has no interval of two bounds; correct it")
+def _labels(answer: Any, left_out: Counter[str]) -> list[Label] | None:
+    """Reads an answer as all tools do; None where there is none."""
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        return None
+    anomalies, without, normal = read_labels(answer)
+    left_out["entries without interval"] += without
+    left_out[_NORMAL] += normal
+    found = []
+    for one in anomalies:
+        more = {key: value for key, value in one.fields.items() if key != "type"}
+        found.append(Label(one.start, one.end, one.type, isinstance(one.start, int), more))
+    return found

@@ -5,16 +5,19 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from llamafactory_ext.errors import GdshError, excerpt
+from llamafactory_ext.gdsh.layout import SAMPLE, count_totals, count_units
 
-from .times import Axis, is_number, looks_like_time
+from .times import NAMES, Axis, is_number, looks_like_time
 
 
+UNITS, TOTALS = "row of units below the header", "row of totals at the end"
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".txt", ".txt.gz", ".xlsx", ".parquet")
 
 _TAGS = {
@@ -77,6 +80,12 @@ class Table:
     """Columns of the file that nothing was taken from."""
     axis: Axis | None = field(default=None, repr=False)
     """Its times, where they were read with it."""
+    left_out: tuple[str, ...] = ()
+    """Rows of the file that hold no values: what they are, once for each."""
+    joined: int = 1
+    """How many files it comes from."""
+    repeated: int = 0
+    """Rows of those files that another one of them had already."""
     count: int = -1
     """How many rows it has: those of `values`, but for a series that was never held whole."""
 
@@ -136,16 +145,35 @@ def read_tables(path: Path, how: Reading) -> Iterator[Table]:
     frame = _frame(path)
     if frame.empty:
         raise GdshError("a header, but no rows; expected a row for each point in time: export the series anew")
+    frame, left_out = without_units(frame, how)
     found = find_columns(frame, how)
+    totals = _count_totals(frame, found.time) if found.time else 0
+    frame, left_out = frame[: len(frame) - totals], left_out + (TOTALS,) * totals
     for column in found.series:
         if found.tag:
             for one, rows in frame.groupby(found.tag, sort=False).groups.items():
                 part = frame.loc[rows]
                 time, label = _at(part, found.time), _at(part, found.label)
-                yield Table(safe_name(str(one)), path, part[column], time, label, column, found.unused)
+                yield Table(safe_name(str(one)), path, part[column], time, label, column, found.unused, None, left_out)
         else:
-            time, label = _at(frame, found.time), _at(frame, found.label)
-            yield Table(series_name(path, column, found, how), path, frame[column], time, label, column, found.unused)
+            name, time, label = series_name(path, column, found, how), _at(frame, found.time), _at(frame, found.label)
+            yield Table(name, path, frame[column], time, label, column, found.unused, None, left_out)
+
+
+def without_units(frame: pd.DataFrame, how: Reading) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Returns a table without the row of units below its header, and that there was one."""
+    names = list(frame.columns)
+    time = how.time_column or next((name for name in names if name.strip().lower() in NAMES), "")
+    if time not in names or not count_units(_texts(frame.head(SAMPLE)), names.index(time)):
+        return frame, ()
+    rest = frame[1:].reset_index(drop=True)
+    return rest.infer_objects(), (UNITS,)
+
+
+def _count_totals(frame: pd.DataFrame, time: str) -> int:
+    place = list(frame.columns).index(time)
+    undated = takewhile(lambda row: not re.search(r"\d", row[place]), reversed(_texts(frame.tail(SAMPLE))))
+    return count_totals(list(undated)[::-1], None)
 
 
 def find_columns(frame: pd.DataFrame, how: Reading) -> Columns:
@@ -175,15 +203,21 @@ def series_name(path: Path, column: str, found: Columns, how: Reading) -> str:
     return safe_name(stem(path) if not several else f"{stem(path)}_{column}" if how.names == "file" else column)
 
 
-def refuse_equal_names(tables: Iterable[tuple[str, Path]]) -> None:
-    """Raises GdshError where two series have one name: two sensors, or two exports of one that overlap."""
+def refuse_equal_names(tables: Iterable[tuple[str, Path]], joins: bool = False) -> None:
+    """Raises GdshError where two series have one name: two sensors, or two exports of one that overlap.
+
+    Arguments:
+        joins: those that can be joined have been.
+    """
     seen: dict[str, Path] = {}
     for name, path in tables:
         if name in seen:
             where = f"twice in {path}" if seen[name] == path else f"in {seen[name]} and in {path}"
+            fix = "join exports of one sensor with --join"
+            fix = "join them before, since so large a file is read in pieces" if joins else fix
             raise GdshError(
-                f"the series {name!r} is {where}; expected every name once: leave one out, join exports of one "
-                "sensor, or tell sensors apart with --names file"
+                f"the series {name!r} is {where}; expected every name once: leave one out, {fix}, or tell sensors "
+                "apart by their files' names (--names file)"
             )
         seen[name] = path
 
@@ -193,10 +227,13 @@ def _frame(path: Path) -> pd.DataFrame:
     with reading():
         if lower.endswith(".parquet"):
             frame = pd.read_parquet(path)
-            return frame.reset_index() if frame.index.name else frame
-        if lower.endswith(".xlsx"):
-            return pd.read_excel(path)
-        return _csv(path)
+            frame = frame.reset_index() if frame.index.name else frame
+        elif lower.endswith(".xlsx"):
+            frame = pd.read_excel(path)
+        else:
+            return _csv(path)
+    frame.columns = frame.columns.map(str)  # tags that are numbers
+    return frame
 
 
 @contextmanager
@@ -300,6 +337,10 @@ def _is_flag(cells: pd.Series) -> bool:
 def _is_row_number(cells: pd.Series, name: str) -> bool:
     unnamed = not name.strip() or name.startswith("Unnamed:") or name.strip().lower() in ("index", "idx", "序号")
     return unnamed and pd.api.types.is_integer_dtype(cells) and bool((cells.diff().dropna() == 1).all())
+
+
+def _texts(frame: pd.DataFrame) -> list[list[str]]:
+    return [["" if pd.isna(cell) else str(cell) for cell in row] for row in frame.itertuples(index=False)]
 
 
 def _at(frame: pd.DataFrame, name: str) -> pd.Series | None:

@@ -1,6 +1,7 @@
 """Time columns: recognised, read in one way or not at all, and labels placed on them."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llamafactory_ext.errors import GdshError, excerpt
+from llamafactory_ext.gdsh.numerals import DASHES
 
 
 NAMES = {
@@ -143,8 +145,35 @@ def read_axis(cells: Sequence[Any], order: str = "", timezone: str | None = None
     if pd.api.types.is_numeric_dtype(column):
         axis = None if column.isna().any() else _epoch(column.to_numpy(dtype=np.float64, na_value=np.nan))
     else:
-        axis = _plain_times(column, timezone) or _times(column.astype(str), order, timezone)
+        axis = _plain_times(column, timezone) or _times(_plain(column.astype(str)), order, timezone)
     return axis and replace(axis, turn=_turn(axis))
+
+
+def read_times(cells: pd.Series, order: str = "", timezone: str | None = None, first_row: int = 0) -> Axis:
+    """Reads the cells of a column that must be times or counting numbers; `first_row` is the row of its first cell.
+
+    Raises:
+        GdshError: what `read_axis` raises, or a cell that is neither; names its row.
+    """
+    cells = cells.reset_index(drop=True)
+    axis = read_axis(cells, order, timezone)
+    if axis is not None:
+        return axis
+    if is_number(cells.iloc[0]):
+        parsed: pd.Series = pd.to_numeric(cells, errors="coerce")
+    else:
+        parsed = pd.to_datetime(_plain(cells.astype(str)), errors="coerce", format="mixed", utc=True)
+    known = parsed.notna()
+    bad = int(np.argmin(known)) if known.any() else 0
+    like = f", as {excerpt(str(cells[int(np.argmax(known))]))} in another row" if known.any() else ""
+    raise GdshError(
+        f"the column of times {str(cells.name)!r} has {_shown(cells[bad])} in row {first_row + bad}; expected a "
+        f"time{like}: correct it, take the row out, or name another column with --time-column"
+    )
+
+
+def _shown(cell: object) -> str:
+    return "an empty cell" if cell is None or cell is pd.NaT or cell != cell else excerpt(str(cell))
 
 
 def looks_like_time(name: str, cells: Sequence[Any]) -> bool:
@@ -155,7 +184,7 @@ def looks_like_time(name: str, cells: Sequence[Any]) -> bool:
     if not sample or pd.to_numeric(pd.Series(sample), errors="coerce").notna().any():
         return False
     try:
-        return _times(pd.Series(sample), "day first", None) is not None
+        return _times(_plain(pd.Series(sample)), "day first", None) is not None
     except GdshError:
         return False
 
@@ -180,6 +209,13 @@ def _plain_times(cells: pd.Series, timezone: str | None) -> Axis | None:
         return _axis(pd.to_datetime(cells, errors="coerce", format="ISO8601"), "year first", timezone)
     except (ValueError, AttributeError):  # zones, in some cells
         return None
+
+
+def _plain(texts: pd.Series) -> pd.Series:
+    """Full-width signs and the dashes of other programs as ASCII has them."""
+    if texts.map(str.isascii).all():
+        return texts
+    return texts.map(lambda text: unicodedata.normalize("NFKC", text).translate(DASHES))
 
 
 def _times(texts: pd.Series, order: str, timezone: str | None) -> Axis | None:
