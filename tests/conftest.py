@@ -13,6 +13,14 @@ from typing import Any
 import pytest
 
 
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # in environments where only some tests run
+    pass
+else:  # a machine may be busy with other things
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
 # Tests of the plugin for vLLM want its own environment (`make vllm`). The folder vllm/ here is no such package.
 _vllm = importlib.util.find_spec("vllm")
 collect_ignore = [] if _vllm is not None and _vllm.origin is not None else ["vllm"]

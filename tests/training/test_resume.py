@@ -361,6 +361,25 @@ def test_other_content_of_the_data_is_refused(begun: Path, parse: Callable[..., 
     parse(begun)
 
 
+def test_another_model_or_adapter_is_refused(
+    begun: Path, parse: Callable[..., Any], recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """By what the folders hold: the same one elsewhere is the same."""
+    moved = shutil.copytree(recipe["model_name_or_path"], tmp_path / "moved")
+    parse(begun, model_name_or_path=str(moved))
+    config = json.loads((moved / "config.json").read_text("utf-8"))
+    (moved / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.5}), "utf-8")
+    with pytest.raises(
+        ValueError, match=r"out holds a run with model_name_or_path config\.json of other content: set"
+    ):
+        parse(begun, model_name_or_path=str(moved))
+    record = json.loads((begun / "chatts_run.json").read_text("utf-8"))
+    record["model"]["adapter_name_or_path"] = {"first": {"adapter_model.safetensors": 8}}
+    (begun / "chatts_run.json").write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ValueError, match=r"out holds a run with adapter_name_or_path first \(here none\): set"):
+        parse(begun)
+
+
 def test_series_of_other_content_are_refused(begun: Path, recipe: dict[str, Any], train: Train) -> None:
     """By their numbers: a file that was copied, or has another column changed, is the same."""
     path = Path(recipe["dataset_dir"], "timeseries", "gdsh", "p2.csv")
@@ -460,6 +479,32 @@ def test_two_runs_in_one_folder(begun: Path, parse: Callable[..., Any]) -> None:
     parse(begun)
 
 
+def test_of_two_runs_in_a_new_folder_one_trains(
+    tmp_path: Path, parse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found no folder when they looked; the one that comes second to training stops."""
+    from llamafactory_ext.training import folder, runs
+
+    output = tmp_path / "new"
+    parse(output)
+    monkeypatch.setattr(folder, "_WAIT", 0.1)
+    (ready, tell), (wait, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        runs.begin_training()
+        os.write(tell, b"x")
+        os.close(end)
+        os.read(wait, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    try:
+        with pytest.raises(ValueError, match=f"new is in use by process {child} on host"):
+            runs.begin_training()
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+
+
 def test_rotation_goes_by_step(tmp_path: Path) -> None:
     from transformers import trainer_utils
 
@@ -488,12 +533,22 @@ try:
     require_one_step("out/checkpoint-4" if os.environ["RANK"] == "0" else None)
 except ValueError as err:
     print(err, flush=True)
+from types import SimpleNamespace
+from accelerate import Accelerator
+from llamafactory_ext.training.stopping import StopOnSignal
+args = SimpleNamespace(world_size=2, device="cpu")
+stop = StopOnSignal(SimpleNamespace(args=args, accelerator=Accelerator(cpu=True)))
+stop.asked = os.environ["RANK"] == "1"
+control, state = SimpleNamespace(should_save=False), SimpleNamespace(global_step=3, max_steps=9)
+stop.on_step_end(args, state, control)
+print(f"saves: {control.should_save}", flush=True)
 PartialState().wait_for_everyone()
 PartialState().destroy_process_group()
 """
 
 
 def test_processes_that_resume_from_different_steps_stop(tmp_path: Path) -> None:
+    """And all of them save and stop where one alone was asked to end."""
     (tmp_path / "steps.py").write_text(STEPS)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641"]
     done = subprocess.run(
@@ -503,6 +558,21 @@ def test_processes_that_resume_from_different_steps_stop(tmp_path: Path) -> None
     # Both say it, at the same time and perhaps on one line.
     for part in ("The processes resume from different checkpoints", ": step 4, process 1 on ", ": step 0)"):
         assert done.stdout.count(part) == 2, done.stdout
+    assert done.stdout.count("saves: True") == 2, done.stdout
+
+
+def test_processes_compare_their_steps_before_training(
+    killed: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llamafactory_ext.training import lasting
+
+    def differ(checkpoint: str | bool | None) -> None:
+        raise ValueError(f"compared {checkpoint}")
+
+    monkeypatch.setattr(lasting, "require_one_step", differ)
+    with pytest.raises(ValueError, match=r"compared .*checkpoint-2$"):
+        train(killed)
+    assert not (killed / "model.safetensors").exists()
 
 
 # --- a signal to end ---
