@@ -143,6 +143,7 @@ def count_totals(tail: Sequence[Sequence[str]], value: int | None) -> int:
 
 def count_units(head: Sequence[Sequence[str]], time: int | None) -> int:
     """Returns 1 where the first row names units: no cell of it has a number, the time's neither, as all others do."""
+    head = head[: len(head) - count_totals(head, None)]  # of a table so short that both ends are looked at
     if time is None or len(head) < 2:
         return 0
     times = [bool(re.search(r"\d", row[time])) if time < len(row) else False for row in head]
