@@ -76,9 +76,7 @@ def install(upstream: ModuleType) -> str | None:
         if dataset_attr.formatting not in FORMATS:
             return upstream_load(dataset_attr)
         require()
-        dataset_attr = copy.copy(dataset_attr)
-        # Where a run only predicts, records may lack their answers.
-        dataset_attr.unlabelled = training_args.predict_with_generate and not training_args.do_train
+        dataset_attr = _asked(dataset_attr, training_args)
         dataset = _load_noted(dataset_attr, model_args, data_args, upstream_load)
         return _settle(dataset, dataset_attr, _source(dataset_attr, data_args))
 
@@ -96,7 +94,15 @@ def load_with_notes(dataset_attr: Any, model_args: Any, data_args: Any, training
     def load(attr: Any) -> Any:
         return loader._load_single_dataset.__wrapped__(attr, model_args, data_args, training_args)
 
-    return _load_noted(dataset_attr, model_args, data_args, load)
+    return _load_noted(_asked(dataset_attr, training_args), model_args, data_args, load)
+
+
+def _asked(dataset_attr: Any, training_args: Any) -> Any:
+    """Returns an entry that says whether records may lack their answers: where a run only predicts."""
+    dataset_attr = copy.copy(dataset_attr)
+    predicts = training_args.predict_with_generate and not training_args.do_train
+    dataset_attr.unlabelled = predicts or getattr(dataset_attr, "unlabelled", False)
+    return dataset_attr
 
 
 def _load_noted(dataset_attr: Any, model_args: Any, data_args: Any, load: Callable[[Any], Any]) -> Any:

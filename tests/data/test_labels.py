@@ -142,7 +142,11 @@ def test_intervals_under_other_keys_are_trained_on(renamed: Gdsh, tokenise: Call
 
 
 def test_check_and_prepare_see_them(renamed: Gdsh, demo: Path, tmp_path: Path) -> None:
-    assert checked(renamed, demo, tmp_path).types == {"x": 8}
+    found = checked(renamed, demo, tmp_path)
+    assert found.types == {"x": 8}
+    (finding,) = [one for one in found.findings if one.kind == "unplaced"]
+    assert finding.text.startswith("1 records have entries without an interval: read as remarks on the whole series")
+    assert [(place.row, place.detail) for place in finding.places] == [(6, "1 of its entries")]
     report, lines = prepared(renamed, tmp_path)
     assert [line["output"] for line in lines] == RENAMED
     assert (report["intervals"], report["answers"]["intervals_renamed"]) == (8, 6)
@@ -234,6 +238,18 @@ def test_records_without_label_are_predicted_and_not_trained_on(gdsh: Gdsh, toke
         tokenise(gdsh.folder)
     assert "record 0 (a.jpg): the answer is empty; for a series without anomalies write" in str(fault.value)
     assert "needs none where a run predicts" in str(fault.value)
+
+
+def test_check_takes_records_without_label_where_a_run_predicts(gdsh: Gdsh, demo: Path, tmp_path: Path) -> None:
+    gdsh.records(annotation(reply=""), annotation(reply=answer((3, 5))))
+    assert checked(gdsh, demo, tmp_path).has_faults
+    values = {"model_name_or_path": str(demo / "model"), "template": "chatts", "dataset_dir": str(gdsh.folder)}
+    predicts = {"predict_with_generate": True, "do_train": False, "do_predict": True, "eval_dataset": None}
+    found = inspect(arguments({**values, **predicts, "cache_dir": str(tmp_path / "cache")}, "a"))
+    assert not found.has_faults, found.findings
+    (finding,) = [one for one in found.findings if one.kind == "unlabelled"]
+    assert finding.text == "1 records have no answer: they are answered, and left out of scores"
+    assert found.records[0].labels == () and found.types == {"点异常": 1}
 
 
 def test_chatts_records_without_label_are_predicted(tmp_path: Path, tokenise: Callable[..., Any]) -> None:

@@ -190,6 +190,16 @@ def test_a_batch_answers_what_its_records_do(demo: Path, data: Path, tokenise: C
     assert together == alone
 
 
+@pytest.mark.parametrize(
+    ("metric", "chooses"),
+    [("event_f1", True), ("eval_event_f1", True), ("event_recall", True), ("loss", False), (None, False)],
+)
+def test_scores_of_events_by_either_name(metric: str | None, chooses: bool) -> None:
+    from llamafactory_ext.training.event_f1 import chooses_by_events
+
+    assert chooses_by_events(SimpleNamespace(metric_for_best_model=metric)) is chooses
+
+
 def test_the_best_checkpoint_is_chosen_by_event_f1(train: Train) -> None:
     keys = {"eval_dataset": "b", "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     keys |= {"load_best_model_at_end": True, "metric_for_best_model": "event_f1", "max_new_tokens": 8, "max_steps": 4}

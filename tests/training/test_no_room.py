@@ -170,6 +170,13 @@ def test_the_lack_is_named(number: int, said: Any, lack: str, tmp_path: Path, mo
     assert str(told.value).startswith(f"{tmp_path} can't be written: {lack} {reason}. "), "told once, not twice"
 
 
+def test_a_file_system_that_says_itself_that_it_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch tells no more than that its archive came out wrong."""
+    monkeypatch.setattr(resuming.os, "statvfs", system(f_flag=os.ST_RDONLY))
+    with pytest.raises(OSError, match="its file system is read-only"), full_disk_told(str(tmp_path)):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+
 def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resuming.os, "access", lambda path, mode: False)
     with pytest.raises(OSError, match="it may not be written to by this user"), full_disk_told(str(tmp_path)):

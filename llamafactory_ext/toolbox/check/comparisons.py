@@ -12,7 +12,7 @@ _NAMED = 3
 
 def contradictions(records: Records) -> Finding | None:
     """Records with the same series and prompt, but different answers: no model can satisfy them all."""
-    groups = contradicting((one.asked, one.answered) for one in records)
+    groups = contradicting(("", "") if one.unlabelled else (one.asked, one.answered) for one in records)
     places = _places(groups, records, "also asked in")
     text = f"{len(places)} records contradict one another: {len(groups)} times the same series and prompt have"
     advice = "llamafactory-ext prepare --merge-points makes one record of them, with all their anomalies"

@@ -144,6 +144,21 @@ def normal(records: Records) -> Finding | None:
     return Finding("normal", "notice", text, places) if places else None
 
 
+def unplaced(records: Records) -> Finding | None:
+    """Entries that mark no interval: a remark on the whole series, or an anomaly whose place is lost."""
+    rows = [(row, record.without_interval) for row, record in usable(records) if record.without_interval]
+    places = tuple(Place(row, f"{count} of its entries") for row, count in rows)
+    text = f"{len(places)} records have entries without an interval: read as remarks on the whole series, no anomalies"
+    advice = 'where one is an anomaly, write its place as "interval": [start, end]'
+    return Finding("unplaced", "notice", text, places, advice) if places else None
+
+
+def unlabelled(records: Records) -> Finding | None:
+    """Records without an answer, where a run only predicts: elsewhere the converter refuses them."""
+    text = "{} records have no answer: they are answered, and left out of scores"
+    return notice("unlabelled", text, records, lambda record: record.unlabelled)
+
+
 def unusual_length(records: Records) -> Finding | None:
     """Series outside the lengths that ChatTS recommends."""
     text = f"{{}} records have a series outside {SHORT} to {LONG} points, the lengths that ChatTS recommends"
@@ -167,7 +182,7 @@ def notice(kind: str, text: str, records: Records, holds: Callable[[RecordFacts]
 
 def not_json(records: Records) -> Finding | None:
     """Answers that are not JSON while others are; where none is, the data set asks for something else."""
-    rows = list(usable(records))
+    rows = [(row, record) for row, record in usable(records) if not record.unlabelled]
     places = tuple(Place(row) for row, record in rows if not record.is_json)
     if not places:
         return None

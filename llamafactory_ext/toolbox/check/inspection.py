@@ -93,6 +93,8 @@ def inspect(
         findings.constant(found.records),
         findings.gaps(found.records),
         findings.normal(found.records),
+        findings.unplaced(found.records),
+        findings.unlabelled(found.records),
         findings.over_filled(found.records, allow_filled_labels),
         *findings.remarks(found.records),
         findings.at_border(found.records),

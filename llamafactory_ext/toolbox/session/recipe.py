@@ -86,6 +86,9 @@ def arguments(values: dict[str, Any], dataset: str, validation: str | None = Non
     entries = _entries(dataset, folder)
     named = validation or values.get("eval_dataset")
     held_out = _entries(named if isinstance(named, str) else ",".join(named), folder) if named else {}
+    if values.get("predict_with_generate") and not values.get("do_train"):
+        for entry in (*entries.values(), *held_out.values()):
+            entry.unlabelled = True  # records may lack their answers, as they may in such a run
     wanted = (set(_data_keys()) | _MODEL_KEYS) - _LEFT_OUT
     chosen = {key: value for key, value in values.items() if key in wanted and value is not None}
     chosen |= {"stage": "sft", "do_train": True, "finetuning_type": "lora", "report_to": "none", "use_cpu": True}

@@ -42,6 +42,8 @@ class Labels:
     labels: tuple[Label, ...] = ()
     fault: str = ""
     """What is wrong with an interval; `labels` is empty then."""
+    without: int = 0
+    """Entries that mark no interval."""
 
 
 def read_labels(text: str, reasons: bool = False) -> Labels:
@@ -57,10 +59,10 @@ def read_labels(text: str, reasons: bool = False) -> Labels:
     except GdshError as err:
         return Labels(True, fault=str(err))
     try:
-        found = read_anomalies(text)[0]
+        found, without = read_anomalies(text)
     except GdshError:  # other keys than GDSH's; the intervals are known all the same
-        found = [Anomaly(start, end, {}) for start, end in answer.intervals]
-    return Labels(True, tuple(_label(one, reasons) for one in found))
+        found, without = [Anomaly(start, end, {}) for start, end in answer.intervals], 0
+    return Labels(True, tuple(_label(one, reasons) for one in found), without=without)
 
 
 def _label(anomaly: Anomaly, reasons: bool) -> Label:
@@ -104,6 +106,10 @@ class RecordFacts:
     """Kind and text of what is not as usual in the series' files."""
     normal: int = 0
     """Entries of the answers that name the normal state: left out."""
+    without_interval: int = 0
+    """Entries of the answers that mark no interval."""
+    unlabelled: bool = False
+    """Whether the last answer is empty: a series that is only asked about."""
     prompt_characters: int = 0
     answer_characters: int = 0
 
@@ -147,6 +153,8 @@ def record_facts(
         filled_labels=tuple(notes.get("filled_labels", ())),
         remarks=tuple((kind, text) for kind, text in notes.get("remarks", ())),
         normal=notes.get("normal_entries", 0),
+        without_interval=sum(one.without for one in read) + notes.get("entries_without_interval", 0),
+        unlabelled=not answers[-1].strip(),
         prompt_characters=len(system) + sum(len(turn["content"]) for turn in turns) - sum(map(len, answers)),
         answer_characters=sum(map(len, answers)),
     )
