@@ -360,6 +360,12 @@ def test_output_folder(make: Make, tmp_path: Path) -> None:
     (out / "chatts_run.json").write_text(json.dumps(record))
     recipe = make(dataset="gdsh", cutoff_len=4096, learning_rate="1.0e-4", fp16=True)
     assert level("the run resumes from step 50") == "warning"
+    (out / "trainer_state.json").write_text('{"global_step": 50}')
+    assert level("the run resumes from step 50") == "warning", "its final model was not written"
+    (out / "adapter_model.safetensors").touch()
+    assert level("the run has ended at step 50, no step is left: raise num_train_epochs or max_steps") == "fault"
+    assert "the run resumes from step 50" in str([one.text for one in check(recipe, CARDS["2080ti"], 51)])
+    (out / "adapter_model.safetensors").unlink(), (out / "trainer_state.json").unlink()
     recipe = make(dataset="a,b", cutoff_len=512, learning_rate=2e-4, fp16=True)
     said_of = "dataset gdsh (here a, b), cutoff_len 4096 (here 512), learning_rate 0.0001 (here 0.0002)"
     assert level(f"holds a run with {said_of}: name another") == "fault"

@@ -144,6 +144,19 @@ def test_a_chatts_checkpoint_wants_its_template(parse: Parse, demo: Path, templa
     parse(model_name_or_path=model, template=template, stage="pt")
 
 
+def test_a_chatts_checkpoint_that_was_downloaded_wants_its_template(parse: Parse, demo: Path) -> None:
+    """What it is, was not known when the arguments were read."""
+    from llamafactory.model import loader
+
+    model_args = parse(template="qwen")[0]
+    model_args.model_name_or_path = str(demo / "model")
+    with pytest.raises(ValueError, match=r"model is a ChatTS checkpoint: set `template: chatts`\.$"):
+        loader.load_config(model_args)
+    model_args = parse()[0]
+    model_args.model_name_or_path = str(demo / "model")
+    assert loader.load_config(model_args).model_type == "chatts"
+
+
 def test_a_run_that_is_not_ours_has_upstreams_arguments(parse: Parse) -> None:
     from llamafactory.hparams import DataArguments, FinetuningArguments
 

@@ -24,6 +24,7 @@ _AMPERE = (8, 0)
 _SECONDS = 20  # nvidia-smi takes a few where no daemon keeps the driver loaded
 _MIB_IN_USE = 300  # more than an idle card shows
 _TOKENIZER = 12 * 2**20  # saved with each checkpoint; Qwen's
+_FINAL = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _SAVE_STEPS = 500  # the Trainer's default
 
 
@@ -38,7 +39,7 @@ class Check:
 def check(recipe: Recipe, card: Card, steps: int = 1) -> list[Check]:
     """Looks at programs, card, folders and disk."""
     found = [*_programs(recipe, card), *_precision(recipe, card), *_checkpoints(recipe)]
-    return [*found, *_model(recipe), *_output(recipe), *_disk(recipe, card, steps)]
+    return [*found, *_model(recipe), *_output(recipe, steps), *_disk(recipe, card, steps)]
 
 
 def _programs(recipe: Recipe, card: Card) -> Iterator[Check]:
@@ -140,7 +141,7 @@ def _model(recipe: Recipe) -> Iterator[Check]:
         yield Check("ok", f"model: {recipe.model}, to be downloaded if it is not cached")
 
 
-def _output(recipe: Recipe) -> Iterator[Check]:
+def _output(recipe: Recipe, steps: int) -> Iterator[Check]:
     folder = recipe.output
     existing = _existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -170,6 +171,12 @@ def _output(recipe: Recipe) -> Iterator[Check]:
     base = _read(last / "adapter_config.json").get("base_model_name_or_path")
     if base is not None and base != recipe.model:
         yield Check("fault", f"output_dir {folder} is a run of {base}, this is one of {recipe.model}: name another")
+        return
+    ended = _read(folder / "trainer_state.json").get("global_step")
+    final = any((folder / name).exists() for name in _FINAL)
+    if isinstance(ended, int) and ended >= steps and final:
+        fix = "raise num_train_epochs or max_steps, overwrite_output_dir=true, or name another"
+        yield Check("fault", f"output_dir {folder}: the run has ended at step {ended}, no step is left: {fix}")
         return
     step = _read(last / "trainer_state.json").get("global_step")
     yield Check(
