@@ -107,14 +107,15 @@ def test_numbers_as_texts_are_read_as_in_a_csv(tmp_path: Path) -> None:
 def test_tags_that_are_numbers_and_numbers_without_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A heading 10401 is no 10401.0, and a counter keeps its last digit."""
     rows = [[row[0], 2**53 + 2 * place, row[1]] for place, row in enumerate(timed([1, 2, 3])[1:])]
+    rows.append([START + timedelta(minutes=3), None, 4])  # of a column with a gap, numbers would become fractions
     path = workbook(tmp_path / "in" / "a.xlsx", [["时间", 10401, 10402], *rows])
-    wanted = [float(2**53 + 2 * place) for place in range(3)]
+    wanted = [float(2**53 + 2 * place) for place in (0, 1, 2, 2)]
     assert read_series(path, TableOptions(value_column="10401")).values.tolist() == wanted
     words = [str(tmp_path / "in"), "--labels", "none", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["llamafactory-ext import", *words])
     assert import_.main() == 0
     found = {path.stem: read_series(path).values.tolist() for path in tmp_path.glob("out/timeseries/*/*.csv")}
-    assert found == {"10401": wanted, "10402": [1, 2, 3]}
+    assert found == {"10401": wanted, "10402": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"time,value\n1,2\n"])

@@ -301,7 +301,7 @@ def _value_columns(frame: pd.DataFrame, names: list[str], how: Reading) -> list[
         and name.strip().lower() not in _QUALITY
         and _mostly_numbers(frame[name])
     ]
-    if len(exact) == 1 and exact[0] in numeric:
+    if len(exact) == 1 and (exact[0] in numeric or _has_digits(frame[exact[0]]).any()):  # most may be missing
         return exact
     if not numeric:
         raise GdshError(f"no column of numbers in {excerpt(names)}; name the series with --value-column")
@@ -327,7 +327,11 @@ def _tag_column(frame: pd.DataFrame, names: list[str], time: str) -> str:
 def _mostly_numbers(cells: pd.Series) -> bool:
     if pd.api.types.is_numeric_dtype(cells):
         return bool(cells.notna().any())
-    return bool(cells.dropna().astype(str).head(200).str.contains(r"\d").mean() > 0.5)
+    return bool(_has_digits(cells).mean() > 0.5)
+
+
+def _has_digits(cells: pd.Series) -> pd.Series:
+    return cells.dropna().astype(str).head(200).str.contains(r"\d")
 
 
 def _is_flag(cells: pd.Series) -> bool:
