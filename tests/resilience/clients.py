@@ -127,7 +127,7 @@ def ask_for(seconds: float, url: str, seed: int, good: list[dict[str, Any]], alo
             tally.counts[kind] += 1
 
 
-def watch(url: str, stop: Event, waits: Queue[list[float]]) -> None:
+def watch(url: str, stop: Event, waits: "Queue[list[float]]") -> None:
     """Asks /v1/models, in a process of its own: what the clients compute is not counted."""
     found = []
     while not stop.wait(0.02):

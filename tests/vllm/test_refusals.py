@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_vllm import chat, checkpoints, open_llm  # noqa: F401
+from vllm.exceptions import VLLMClientError
 
 
 TEXT = "what is <ts><ts/>?"
@@ -79,7 +80,7 @@ def test_forms_of_series(llm: Any) -> None:
     ],
 )
 def test_refused(llm: Any, text: str, series: Any, reason: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(VLLMClientError) as caught:  # which its server answers with 400
         ask(llm, text, series)
     assert reason in str(caught.value)
 
