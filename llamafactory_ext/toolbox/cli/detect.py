@@ -262,6 +262,7 @@ def _show(counts: Counts, found: Results) -> None:
         ("files", len(counts.files)),
         ("series answered", found.series),
         ("  of these in this call", counts.asked),
+        ("questions in this call, one a window", counts.questions),
         ("  with anomalies", found.with_intervals),
         ("intervals", found.intervals),
         ("missing values, interpolated", found.filled),
