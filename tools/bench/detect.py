@@ -79,14 +79,15 @@ def main() -> int:
     whole: dict[str, list[np.ndarray]] = defaultdict(list)
     asked: dict[str, list[np.ndarray]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "plant").mkdir()
-        write_plant(Path(folder, "plant"), given.series)
+        for name, series in (("few", 16), ("plant", given.series)):
+            Path(folder, name).mkdir()
+            write_plant(Path(folder, name), series)
         for turn in range(given.rounds + 1):
             said = {}
             for name, engine in made.items():
                 timed = Timed(engine)
                 out = Path(folder, f"{name}-{turn}".replace(" ", "-"))
-                took, said[name] = detect(timed, BATCHES[name], Path(folder, "plant"), out)
+                took, said[name] = detect(timed, BATCHES[name], Path(folder, "plant" if turn else "few"), out)
                 if turn:  # the first one warms up
                     whole[name].append(took)
                     asked[name].append(timed.took)
