@@ -49,3 +49,20 @@ def test_two_actors(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a question of 9 tokens"):
         engine.ask([*questions, Question("too long", (np.zeros(3),))])
     assert len(engine.ask(questions)) == 7
+
+
+def test_two_actors_with_engines_of_their_own(cluster: Any) -> None:
+    """On the shipped small model; each is asked about half, and says what one engine says about all."""
+    from llamafactory_ext.toolbox.demo.writing import MINI
+    from llamafactory_ext.toolbox.detect.engines import open_engine
+
+    settings = Settings(str(MINI), max_new_tokens=60)
+    rng = np.random.default_rng(0)
+    asked = [Question("<ts><ts/>\n有何异常？", (rng.normal(size=length),)) for length in (60, 9, 200, 131, 40)]
+    expected = open_engine("transformers", settings).ask(asked)
+    more = (("actors", 2), ("engine", "transformers"))
+    found = open_engine("ray", Settings(str(MINI), max_new_tokens=60, more=more)).ask(asked)
+    assert len({one.text for one in found}) > 2
+    for one, other in zip(found, expected, strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)

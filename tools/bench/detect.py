@@ -2,7 +2,7 @@
 
     .venv-vllm/bin/python tools/bench/detect.py [--series 200] [--rounds 2]
 
-The shipped small model is asked about series of 200 points, by one engine after the other, again and again, so that
+The model is asked about series of 200 points, by one engine after the other, again and again, so that
 what else the machine does meets all of them. Prints ratios of wall-clock and of CPU time, whether the answers are
 equal, and what detect does itself beside its engine. Models are opened before.
 """
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ class Timed:
         return answers
 
 
-def write_plant(folder: Path, series: int) -> None:
-    times, rng = pd.date_range("2025-03-01", periods=200, freq="min"), np.random.default_rng(0)
+def write_plant(folder: Path, series: int, seed: int) -> None:
+    times, rng = pd.date_range("2025-03-01", periods=200, freq="min"), np.random.default_rng(seed)
+    folder.mkdir()
     for number in range(series):
         values = rng.normal(0, 0.1, 200)
         start = int(rng.integers(10, 150))
@@ -73,21 +75,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--model", default=str(MINI), help="default: the shipped small model")
+    parser.add_argument("--max-new-tokens", type=int, default=120, help="1: what the questions alone take")
+    parser.add_argument("--free", action="store_true", help="without the grammar")
     given = parser.parse_args()
-    settings = {name: Settings(str(MINI), max_new_tokens=120, batch=batch) for name, batch in BATCHES.items()}
+    common = Settings(given.model, max_new_tokens=given.max_new_tokens, constrained=not given.free)
+    settings = {name: replace(common, batch=batch) for name, batch in BATCHES.items()}
     made = {name: open_engine("vllm" if name == "vllm" else "transformers", one) for name, one in settings.items()}
     whole: dict[str, list[np.ndarray]] = defaultdict(list)
     asked: dict[str, list[np.ndarray]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        for name, series in (("few", 16), ("plant", given.series)):
-            Path(folder, name).mkdir()
-            write_plant(Path(folder, name), series)
         for turn in range(given.rounds + 1):
+            plant = Path(folder, f"plant{turn}")  # of its own: vLLM remembers what it was asked
+            write_plant(plant, given.series if turn else 16, turn)
             said = {}
             for name, engine in made.items():
                 timed = Timed(engine)
                 out = Path(folder, f"{name}-{turn}".replace(" ", "-"))
-                took, said[name] = detect(timed, BATCHES[name], Path(folder, "plant" if turn else "few"), out)
+                took, said[name] = detect(timed, BATCHES[name], plant, out)
                 if turn:  # the first one warms up
                     whole[name].append(took)
                     asked[name].append(timed.took)
