@@ -8,6 +8,7 @@ equal, and what detect does itself beside its engine. Models are opened before.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -63,12 +64,25 @@ def write_plant(folder: Path, series: int, seed: int) -> None:
         frame.to_csv(folder / f"s{number:04}.csv", index=False)
 
 
-def detect(engine: Timed, batch: int, plant: Path, out: Path) -> tuple[np.ndarray, bytes]:
+def detect(engine: Timed, batch: int, plant: Path, out: Path) -> tuple[np.ndarray, list[Any]]:
     command.open_engine = lambda name, settings: engine  # type: ignore[assignment]
     sys.argv = ["detect", str(plant), "--model", str(MINI), "--out", str(out), "--window", "0", "--batch", str(batch)]
     begun = clocks()
     command.main()
-    return clocks() - begun, (out / "detections.jsonl").read_bytes()
+    took = clocks() - begun
+    return took, [json.loads(line) for line in (out / "detections.jsonl").read_text("utf-8").splitlines()]
+
+
+def compare(found: list[Any], expected: list[Any]) -> str:
+    """Says how many answers are equal, and how far confidences are from one another."""
+    same = [one["answers"] == other["answers"] for one, other in zip(found, expected, strict=True)]
+    sure = [
+        abs(one["confidence"] - other["confidence"])
+        for left, right, equal in zip(found, expected, same, strict=True)
+        for one, other in zip(left["intervals"], right["intervals"], strict=False)
+        if equal and one["confidence"] is not None
+    ]
+    return f"{sum(same)} of {len(same)} answers equal, their confidences within {max(sure, default=0.0):.3f}"
 
 
 def main() -> int:
@@ -96,8 +110,8 @@ def main() -> int:
                 if turn:  # the first one warms up
                     whole[name].append(took)
                     asked[name].append(timed.took)
+                    print(f"{name}: {compare(said[name], said['vllm'])}")
                 print(f"{name}: {took[0]:.1f} s, {took[1]:.1f} s of CPU, {timed.tokens} tokens", flush=True)
-    print("answers equal:", {name: text == said["vllm"] for name, text in said.items()})
     vllm = np.array(whole["vllm"])
     for name in ("transformers", ONE):
         ratios = np.array(whole[name]) / vllm
