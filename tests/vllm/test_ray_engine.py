@@ -11,6 +11,7 @@ import pytest
 from llamafactory_ext.toolbox.detect.engines import Answer, Question, Settings
 
 
+LENGTHS = (60, 90, 200, 131, 400)
 ray = pytest.importorskip("ray")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't have this file
 
@@ -57,8 +58,8 @@ def test_two_actors_with_engines_of_their_own(cluster: Any) -> None:
     from llamafactory_ext.toolbox.detect.engines import open_engine
 
     settings = Settings(str(MINI), max_new_tokens=60)
-    rng = np.random.default_rng(0)
-    asked = [Question("<ts><ts/>\n有何异常？", (rng.normal(size=length),)) for length in (60, 9, 200, 131, 40)]
+    series = [np.where(abs(np.arange(length) - length // 3) < 6, 3.0, np.sin(range(length)) / 9) for length in LENGTHS]
+    asked = [Question("<ts><ts/>\n请找出异常区间，用JSON回答。", (one,)) for one in series]
     expected = open_engine("transformers", settings).ask(asked)
     more = (("actors", 2), ("engine", "transformers"))
     found = open_engine("ray", Settings(str(MINI), max_new_tokens=60, more=more)).ask(asked)
