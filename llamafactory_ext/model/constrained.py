@@ -29,10 +29,25 @@ class Grammars:
         self._compile = lru_cache(maxsize=256)(lambda points: self._compiler.compile_grammar(answer_grammar(points)))
 
     def processor(self, points: Sequence[int]) -> LogitsProcessor:
-        """Returns what keeps a batch to the grammar, one length of series for each row; good for one `generate`."""
+        """Returns what keeps a batch to the grammar, one length of series for each row; good for one `generate`.
+
+        Rows without series, of length 0, stay free.
+        """
         from xgrammar.contrib.hf import LogitsProcessor as Constraint
 
-        return Constraint([self._compile(one) for one in points])
+        constraint = Constraint([self._compile(one) for one in points if one])
+        return constraint if all(points) else _OfRows(constraint, [row for row, one in enumerate(points) if one])
+
+
+class _OfRows(LogitsProcessor):  # type: ignore[misc]
+    """Another processor, for some rows of a batch."""
+
+    def __init__(self, inner: LogitsProcessor, rows: list[int]) -> None:
+        self.inner, self.rows = inner, rows
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        rows = torch.tensor(self.rows, device=scores.device)
+        return scores.index_copy(0, rows, self.inner(input_ids[rows], scores[rows]))
 
 
 def rows_of_series(model: Any, inputs: torch.Tensor, timeseries: torch.Tensor | None, answers: int) -> list[int]:

@@ -105,7 +105,7 @@ class ChatTSMixin:
         if setting("num_beams") > 1:
             raise ValueError("`constrained_answers` does not go with `num_beams`; set it to 1")
         points = rows_of_series(self, ids, kwargs.get("timeseries"), setting("num_return_sequences"))
-        if all(points):
+        if any(points):
             given = kwargs.pop("logits_processor", None) or []
             kwargs["logits_processor"] = LogitsProcessorList([*given, self.grammars.processor(points)])
         return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_module
 from transformers import BitsAndBytesConfig
 
 
@@ -36,6 +35,8 @@ def split(device_map: Any, on_cpu: tuple[str, ...]) -> dict[str, Any] | None:
 
 def read_apart(read: Callable[..., Any], device_map: dict[str, Any], **kwargs: Any) -> Any:
     """Returns what ``read`` reads with a map that :func:`split` made, without accelerate's hooks in it."""
+    from accelerate.hooks import remove_hook_from_module  # transformers asks for it with a map; vLLM comes without
+
     quantisation = kwargs.get("quantization_config")
     with _parts_may_stay(quantisation), _without_a_word_of_meta():
         model = read(device_map=device_map, **kwargs)

@@ -85,6 +85,7 @@ def _constrain(model: Any, model_args: Any) -> None:
         raise ValueError(
             f"`constrained_answers` needs {err.name}: pip install 'llamafactory-ext[detect]', or remove the key."
         ) from err
+    vars(model).pop("generate", None)  # upstream binds transformers' own to a model whose class has another
     logger.info_rank0("Answers about series are kept to JSON of anomalies.")
 
 

@@ -182,3 +182,17 @@ def test_a_format_is_one_file_and_one_word(
 
 def test_the_package_is_this_one() -> None:
     assert Path(llamafactory_ext.__file__).parent == PACKAGE
+
+
+def test_the_model_is_imported_where_vllm_is() -> None:
+    """There, beside LLaMA-Factory, accelerate and PEFT are missing; functions may import more."""
+    found = set()
+    for name, path in KNOWN.items():
+        if layer(name) in ("model", "vllm", "series"):
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    found.add((node.module or "").split(".")[0])
+    beside = {"torch", "transformers", "numpy", "pyarrow", "pandas", "safetensors", "vllm"}
+    assert found - set(sys.stdlib_module_names) - beside - {"llamafactory_ext"} == set()

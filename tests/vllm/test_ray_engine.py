@@ -11,6 +11,7 @@ import pytest
 from llamafactory_ext.toolbox.detect.engines import Answer, Question, Settings
 
 
+LENGTHS = (60, 90, 200, 131, 400)
 ray = pytest.importorskip("ray")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors don't have this file
 
@@ -49,3 +50,20 @@ def test_two_actors(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a question of 9 tokens"):
         engine.ask([*questions, Question("too long", (np.zeros(3),))])
     assert len(engine.ask(questions)) == 7
+
+
+def test_two_actors_with_engines_of_their_own(cluster: Any) -> None:
+    """On the shipped small model; each is asked about half, and says what one engine says about all."""
+    from llamafactory_ext.toolbox.demo.writing import MINI
+    from llamafactory_ext.toolbox.detect.engines import open_engine
+
+    settings = Settings(str(MINI), max_new_tokens=60)
+    series = [np.where(abs(np.arange(length) - length // 3) < 6, 3.0, np.sin(range(length)) / 9) for length in LENGTHS]
+    asked = [Question("<ts><ts/>\n请找出异常区间，用JSON回答。", (one,)) for one in series]
+    expected = open_engine("transformers", settings).ask(asked)
+    more = (("actors", 2), ("engine", "transformers"))
+    found = open_engine("ray", Settings(str(MINI), max_new_tokens=60, more=more)).ask(asked)
+    assert len({one.text for one in found}) > 2
+    for one, other in zip(found, expected, strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)

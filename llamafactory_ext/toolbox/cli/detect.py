@@ -32,8 +32,8 @@ from llamafactory_ext.toolbox.cli.terminal import (
 from llamafactory_ext.toolbox.detect.engines import ENGINES, SYSTEM, Settings, open_engine
 from llamafactory_ext.toolbox.detect.identity import claim, contents, refuse_other
 from llamafactory_ext.toolbox.detect.journal import Journal
-from llamafactory_ext.toolbox.detect.outputs import Results, write_results
-from llamafactory_ext.toolbox.detect.page import PAGE, write_page
+from llamafactory_ext.toolbox.detect.outputs import MASKS, PAGE, Results, write_results
+from llamafactory_ext.toolbox.detect.page import write_page
 from llamafactory_ext.toolbox.detect.pipeline import Counts, Options, ask_all, find_files, parse_shard
 from llamafactory_ext.toolbox.detect.reading import How
 from llamafactory_ext.toolbox.importing.layout import PROMPTS
@@ -147,7 +147,8 @@ def _run(given: argparse.Namespace) -> int:
     finally:
         journal.close()
     _show(counts, found)
-    say(f"{given.out}: detections.csv, detections.jsonl, failed.csv, {PAGE}{', masks/' if given.mask else ''}")
+    masks = f", {MASKS}/" if (given.out / MASKS).is_dir() else ""
+    say(f"{given.out}: detections.csv, detections.jsonl, failed.csv, {PAGE}{masks}")
     return FAULTS if found.failed else DONE
 
 
@@ -261,6 +262,7 @@ def _show(counts: Counts, found: Results) -> None:
         ("files", len(counts.files)),
         ("series answered", found.series),
         ("  of these in this call", counts.asked),
+        ("questions in this call, one a window", counts.questions),
         ("  with anomalies", found.with_intervals),
         ("intervals", found.intervals),
         ("missing values, interpolated", found.filled),

@@ -16,6 +16,7 @@ from .pipeline import Looked
 
 
 DETECTIONS, ANSWERS, FAILED, MASKS = "detections.csv", "detections.jsonl", "failed.csv", "masks"
+PAGE = "index.html"
 COLUMNS = ("series", "start", "end", "start_time", "end_time", "type", "confidence", "reason")
 FAILED_COLUMNS = ("file", "series", "start", "end", "reason")
 
@@ -49,15 +50,21 @@ class Results:
 def write_results(folder: Path, looked: list[Looked], journal: Journal, mask: bool, drawn: int) -> Results:
     """Writes detections.csv, detections.jsonl, failed.csv and, where asked for, a mask for each series.
 
+    Masks that are there already are kept up to date, asked for or not, and those of series that are gone are removed:
+    none is of another night than the tables.
+
     Raises:
         WriteError: one of them can't be written; then all are as they were.
     """
-    found, worst = Results(), _Worst(drawn)
+    found, worst, seen, masks = Results(), _Worst(drawn), dict[str, Path](), folder / MASKS
+    mask = mask or masks.is_dir()
+    _sweep(folder, DETECTIONS, ANSWERS, FAILED, PAGE)
+    _sweep(masks, "*")
     with Drafts() as drafts:
         tables = [_Table(drafts, folder / DETECTIONS, COLUMNS), _Table(drafts, folder / FAILED, FAILED_COLUMNS)]
         detections, failed = tables
         lines = drafts.open(folder / ANSWERS)
-        for path, key, line in _every(looked, journal, failed, found):
+        for path, key, line in _every(looked, journal, failed, found, seen):
             found.series += 1
             found.with_intervals += bool(line["intervals"])
             found.intervals += len(line["intervals"])
@@ -71,18 +78,27 @@ def write_results(folder: Path, looked: list[Looked], journal: Journal, mask: bo
             with writing(folder / ANSWERS):
                 lines.write(text.encode("utf-8", "backslashreplace") + b"\n")
             if mask:
-                write_mask(folder / MASKS / f"{line['series']}.csv", line)
+                write_mask(masks / f"{line['series']}.csv", line)
             worst.take(Unsure(_least(line), line["series"], path, key))
         drafts.commit()
+    for path in masks.glob("*.csv"):
+        if path.stem not in seen:
+            path.unlink(missing_ok=True)
     found.unsure = worst.sorted()
     return found
 
 
+def _sweep(folder: Path, *names: str) -> None:
+    """Removes the drafts of a run that was killed while it wrote; nobody else writes here (`journal.Journal`)."""
+    for name in names:
+        for path in folder.glob(f".{name}-{'[0-9a-f]' * 16}.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def _every(
-    looked: list[Looked], journal: Journal, failed: "_Table", found: Results
+    looked: list[Looked], journal: Journal, failed: "_Table", found: Results, seen: dict[str, Path]
 ) -> Iterator[tuple[Path, str, dict[str, Any]]]:
-    """Yields every finished series once; files and series that are none become lines of `failed`."""
-    seen: dict[str, Path] = {}
+    """Yields every finished series once, and notes it in `seen`; what is none becomes a line of `failed`."""
     for one in looked:
         known = journal.file(one.key) if one.key else None
         if known is None:

@@ -11,12 +11,12 @@ from llamafactory_ext.toolbox.pages import generator, render
 from llamafactory_ext.toolbox.pages.panel import GUESS, Panel, make_panel
 
 from .journal import Journal
-from .outputs import Results, Unsure
+from .outputs import PAGE, Results, Unsure
 from .pieces import Found
 from .reading import How, Series, digest, read_file
 
 
-PAGE, GENERATOR = "index.html", generator("detect")
+GENERATOR = generator("detect")
 
 _MOST = 50  # intervals that are listed below a series
 

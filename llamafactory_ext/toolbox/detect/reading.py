@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from llamafactory_ext.errors import GdshError
@@ -97,6 +98,9 @@ def _read(table: Table, how: How, copied: Path | None) -> Series | Fault:
             axis = read_times(times, how.dates.replace("-", " "), how.timezone)
         if axis is not None and axis.turn:
             raise GdshError(axis.turn)
+        plain = plain_values(table.values) if copied is None else None
+        if plain is not None:
+            return Series(table.name, plain, 0, times)
         if copied is not None:
             read = read_series(copied)
         else:
@@ -107,6 +111,17 @@ def _read(table: Table, how: How, copied: Path | None) -> Series | Fault:
         return Series(table.name, read.values, read.filled, times)
     except GdshError as err:
         return Fault(table.name, str(err))
+
+
+def plain_values(column: Any) -> Floats | None:
+    """Returns a column's values where it holds numbers alone, which `read_series` would read as they are; else None.
+
+    Not float32, whose 0.1 is written as such, and read as another number than it was.
+    """
+    if not isinstance(column.dtype, np.dtype) or not (column.dtype.kind in "iu" or column.dtype == np.float64):
+        return None
+    values: Floats = column.to_numpy(np.float64, copy=True)
+    return values if len(values) and bool(np.isfinite(values).all()) else None
 
 
 def _without_name(path: Path) -> Any:

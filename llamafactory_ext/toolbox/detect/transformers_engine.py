@@ -40,7 +40,9 @@ class TransformersEngine:
         settings = self.settings
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = settings.dtype if settings.dtype != "auto" else ("float32" if device == "cpu" else "auto")
-        more: dict[str, Any] = {"dtype": dtype, "device_map": device}
+        more: dict[str, Any] = {"dtype": dtype}
+        if device != "cpu" or settings.quantization_bit:
+            more["device_map"] = device
         if settings.quantization_bit:
             from transformers import BitsAndBytesConfig
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
@@ -67,7 +68,10 @@ class VllmEngine:
             for one in questions
         ]
         sampling = [self._sampling(one, temperature, seed + place) for place, one in enumerate(questions)]
-        outputs = self.llm.generate(prompts, sampling, lora_request=self.lora, use_tqdm=False)
+        try:
+            outputs = self.llm.generate(prompts, sampling, lora_request=self.lora, use_tqdm=False)
+        except VLLMClientError as err:  # no ValueError, of which the pipeline knows that it names a question
+            raise ValueError(str(err)) from err
         return [self._answer(output.outputs[0]) for output in outputs]
 
     def _sampling(self, question: Question, temperature: float, seed: int) -> SamplingParams:

@@ -1,13 +1,19 @@
 """From a series to what is asked about and back, against an independent mapping."""
 
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.gdsh import Anomaly
+from llamafactory_ext.gdsh import Anomaly, read_series
 from llamafactory_ext.toolbox.detect.pieces import Found, Piece, cut, join
+from llamafactory_ext.toolbox.detect.reading import plain_values
+from llamafactory_ext.toolbox.importing.layout import write_series
+from llamafactory_ext.toolbox.importing.sources import Table
 from llamafactory_ext.toolbox.prepare.resampling import cut_anomalies, thin_anomalies
 
 
@@ -119,3 +125,25 @@ def test_two_windows_that_meet_inside_of_an_anomaly() -> None:
 def test_a_piece_knows_its_rows() -> None:
     piece = Piece(np.zeros(3), np.array([4, 6, 9]))
     assert (piece.first, piece.last) == (4, 9)
+
+
+numbers = st.lists(st.floats(width=64), max_size=9).map(lambda one: pd.Series(one, dtype=np.float64))
+numbers |= st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=9).map(lambda one: pd.Series(one, dtype=np.int64))
+numbers |= st.lists(st.floats(width=32), max_size=9).map(lambda one: pd.Series(one, dtype=np.float32))
+numbers |= st.lists(st.booleans(), max_size=9).map(lambda one: pd.Series(one, dtype=bool))
+
+
+@settings(deadline=None)
+@given(numbers, st.booleans())
+def test_columns_of_numbers_are_what_the_reader_of_training_data_makes_of_them(column: pd.Series, timed: bool) -> None:
+    """To the last bit; what is not numbers alone is left to that reader."""
+    plain, finite = plain_values(column), len(column) > 0 and bool(np.isfinite(column).all())
+    assert (plain is not None) == (finite and column.dtype in (np.float64, np.int64))
+    if plain is None:
+        return
+    times = pd.Series([f"2025-03-01 08:00:{row:02}" for row in range(len(column))], name="time") if timed else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "series.csv"
+        write_series(Table("a", path, column, times), path)
+        read = read_series(path)
+    assert read.filled == 0 and read.values.tobytes() == plain.tobytes()

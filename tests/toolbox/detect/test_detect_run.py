@@ -161,6 +161,27 @@ def test_only_what_is_new_is_asked_about(detect: Run, tmp_path: Path) -> None:
     assert results(tmp_path / "fresh") == results(tmp_path / "out")
 
 
+def test_masks_are_of_the_same_night_as_the_tables(detect: Run, tmp_path: Path) -> None:
+    """What a run left that was killed while it wrote is removed, and so are masks of series that are gone."""
+    for number in range(3):
+        write_series(tmp_path / "plant" / f"s{number}.csv", 40, number)
+    detect("--mask")
+    out = tmp_path / "out"
+    left = [
+        out / ".detections.csv-0123456789abcdef.tmp",
+        out / ".index.html-0123456789abcdef.tmp",
+        out / "masks" / ".s1.csv-0123456789abcdef.tmp",
+    ]
+    for path in (*left, out / "mine.tmp"):
+        path.write_text("torn")
+    (tmp_path / "plant" / "s0.csv").unlink()
+    write_series(tmp_path / "plant" / "s1.csv", 50, 1)
+    assert "masks/" in detect()[1]  # not asked for again, and yet there
+    detect("--mask", out="fresh")
+    assert results(out) == results(tmp_path / "fresh") and len(list((out / "masks").iterdir())) == 2
+    assert not any(path.exists() for path in left) and (out / "mine.tmp").exists()
+
+
 class Stops(Stub):
     """Is interrupted when it is asked for the n-th time."""
 
