@@ -35,7 +35,7 @@ def skip_last_products(model: Any) -> int:
 
 
 def _is_plain(linear: nn.Module) -> bool:
-    known = type(linear) is nn.Linear or hasattr(linear, "compute_dtype") and hasattr(linear.weight, "quant_state")
+    known = type(linear) is nn.Linear or (hasattr(linear, "compute_dtype") and hasattr(linear.weight, "quant_state"))
     return bool(known) and not any(weight.requires_grad for weight in linear.parameters())
 
 

@@ -3,9 +3,9 @@
 Logits are the largest thing in a step: over a vocabulary of 150,000 one label takes 0.6 MiB in float32, several times
 over. So the head never runs for a prompt, and for an answer only on as many labels as fit 128 MiB at a time. A frozen
 head has the gradient of a piece taken at once, while its logits are there, and what is kept is that gradient,
-``[labels, hidden_size]``: nothing is computed twice. Where the head is trained, and with ZeRO-3, each piece's logits but
-the last one's are computed again when their gradient is due: the head's matrix product runs a third time. The result
-differs from the whole computation by float rounding only.
+``[labels, hidden_size]``: nothing is computed twice. Where the head is trained, and with ZeRO-3, each piece's logits
+but the last one's are computed again when their gradient is due: the head's matrix product runs a third time. The
+result differs from the whole computation by float rounding only.
 """
 
 import math

@@ -186,11 +186,12 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels.
 
-    Autocast still has its copies of the adapter's weights then: it keeps them to the end of the forward pass. With a streamed head: two pieces of its weight, logits by one of them, and for each label a few rows in float32.
+    Autocast still has its copies of the adapter's weights then: it keeps them to the end of the forward pass. With a
+    streamed head: two pieces of its weight, logits by one of them, and for each label a few rows in float32.
     """
     pieces = max(1, -(-load.labels // labels_at_once(shape.vocab_size)))
     labels = -(-load.labels // pieces)  # pieces are equal
-    final_norm = load.tokens * shape.hidden_size * 4
+    final_norm = load.tokens * shape.hidden_size * 2 * hidden_bytes(settings)  # what it was given, and its result
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
     if settings.mixed_precision and not settings.full:
         gathered += trained_parameters(shape, settings) * settings.compute_bytes
@@ -199,7 +200,8 @@ def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
         pieces_bytes = 2 * rows * shape.hidden_size * settings.weight_bytes
         logits = 3 * 4 * min(load.labels * rows, _LOGITS_OF_A_PIECE)
         return pieces_bytes + logits + 5 * 4 * load.labels * shape.hidden_size + final_norm + gathered
-    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered
+    slopes = load.labels * shape.hidden_size * hidden_bytes(settings)  # of all pieces
+    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered + slopes
 
 
 def encoder_activation_bytes(shape: Shape, settings: Settings, load: Load) -> int:
