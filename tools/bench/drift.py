@@ -30,7 +30,7 @@ from llamafactory_ext.toolbox.cli.terminal import DONE, complain, print_table, r
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mini"))
-from held_out import draw  # noqa: E402 - of this clone
+from held_out import draw
 
 
 MINI = Path(__file__).parents[2] / "llamafactory_ext" / "toolbox" / "demo" / "mini"
@@ -155,7 +155,7 @@ class Asked:
         pairs = [
             pair
             for one, other in zip(own, answers, strict=True)
-            for pair in zip(decode(one, True), decode(other, True))
+            for pair in zip(decode(one, True), decode(other, True), strict=True)
         ]
         return Drift(nats / tokens, others / tokens, sum(a != b for a, b in pairs) / len(pairs), self.event_f1(own))
 

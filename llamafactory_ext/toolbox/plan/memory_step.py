@@ -5,8 +5,6 @@ of its input, one with a LoRA saves it; SDPA query, key, value, output and the l
 `llamafactory_ext.model.keep_less` an RMSNorm saves its input, and ``silu(gate) * up`` gate and up.
 """
 
-from dataclasses import replace
-
 from .memory_weights import Load, Settings, trained_parameters
 from .shape import Shape
 
@@ -146,7 +144,7 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     # The last layer's MLP has few tokens, and where the one before has all, what the last one kept is free.
     backward = _backward_bytes(shape, settings, load)
     saved, unread = saved_bytes(shape, settings, load), _unread_bytes(shape, settings, load)
-    first = _backward_bytes(shape, settings, replace(load, tokens=min(load.tokens, load.labels)))
+    first = _backward_bytes(shape, settings, load, min(load.tokens, load.labels))
     first = max(first, backward - (saved - unread) if layers_kept > 1 else 0)
     if layers_kept == shape.layers:
         return ends + first
@@ -164,14 +162,16 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     return ends + max(again, first if layers_kept else 0)
 
 
-def _backward_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+def _backward_bytes(shape: Shape, settings: Settings, load: Load, rows: int | None = None) -> int:
     """What a layer's backward pass takes beyond what was saved, in its MLP or for scores that are written out.
 
+    ``rows``: tokens that the MLP sees, if not all.
     Of the MLP: gradients of the product, which is free then, and of both factors; or of the product, with the weight
     that it came through. Of scores as much as is kept of them, when nothing is kept of the MLP any more.
     """
-    mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
-    scores = _scores(shape, settings, load) - 2 * mlp if settings.attention == "eager" else 0
+    each = shape.intermediate_size * _inner_bytes(settings)
+    mlp = (load.tokens if rows is None else rows) * each
+    scores = _scores(shape, settings, load) - 2 * load.tokens * each if settings.attention == "eager" else 0
     return max(3 * mlp - mlp * settings.trains("down_proj"), mlp + _weight_at_once(shape, settings), scores)
 
 
