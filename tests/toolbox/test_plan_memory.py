@@ -437,7 +437,7 @@ def test_more_to_compute_never_takes_less(shape, chosen, load, more, what):
 @settings(max_examples=300, deadline=None)
 @given(SHAPES, ALL_SETTINGS, LOADS, st.integers(0, 2000))
 def test_the_worst_batch_takes_as_much_as_any_with_no_more_labels(shape, chosen, load, labels):
-    """Up to what a piece of labels holds beside its logits, in the last layer as well, and a tenth of it in reserve."""
+    """Up to what a piece of labels holds beside its logits, in the last layer as well; and its reserve."""
     load, most = replace(load, labels=labels), labels_at_once(shape.vocab_size)
     bound = total(on_device, shape, chosen, at_worst(shape, load))
     few, many = (kept_bytes(shape, chosen, replace(load, labels=count)) for count in (0, most))
