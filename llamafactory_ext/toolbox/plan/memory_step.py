@@ -183,18 +183,34 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
     return weight if settings.weight_bytes > settings.compute_bytes else 0
 
 
+def forward_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """Peak of the forward pass before the loss, in the last layers' MLP, beyond checkpoints.
+
+    At `up_proj`: its input and weight, gate and up; and of all layers' adapters what autocast made of them. Where the
+    last layers keep everything, that input and these two are among what they keep.
+    """
+    each = 2 * shape.intermediate_size * _inner_bytes(settings) + shape.hidden_size * hidden_bytes(settings)
+    rows = 0 if _layers_kept(shape, settings) else load.tokens
+    return rows * each + _weight_at_once(shape, settings) + _adapter_casts(shape, settings)
+
+
+def _adapter_casts(shape: Shape, settings: Settings) -> int:
+    """Autocast's copies of what is trained beside the frozen model, which it keeps to the end of the forward pass."""
+    casts = settings.mixed_precision and not settings.full
+    return trained_parameters(shape, settings) * settings.compute_bytes if casts else 0
+
+
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels.
 
-    Autocast still has its copies of the adapter's weights then: it keeps them to the end of the forward pass. With a
-    streamed head: two pieces of its weight, logits by one of them, and for each label a few rows in float32.
+    Autocast still has its copies of the adapter's weights then. With a streamed head: two pieces of its weight, logits
+    by one of them, and for each label a few rows in float32.
     """
     pieces = max(1, -(-load.labels // labels_at_once(shape.vocab_size)))
     labels = -(-load.labels // pieces)  # pieces are equal
     final_norm = load.tokens * shape.hidden_size * 2 * hidden_bytes(settings)  # what it was given, and its result
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
-    if settings.mixed_precision and not settings.full:
-        gathered += trained_parameters(shape, settings) * settings.compute_bytes
+    gathered += _adapter_casts(shape, settings)
     if settings.stream_head:
         rows = min(_PIECE // (shape.hidden_size * settings.weight_bytes), shape.vocab_size)
         pieces_bytes = 2 * rows * shape.hidden_size * settings.weight_bytes
