@@ -1,13 +1,16 @@
 """The next-token loss, taken where a label is kept and in pieces.
 
 Logits are the largest thing in a step: over a vocabulary of 150,000 one label takes 0.6 MiB in float32, several times
-over. So the head never runs for a prompt, and for an answer only on as many labels as fit 128 MiB; each piece's logits
-but the last one's are dropped and computed again when its gradient is due. Price: for answers of several pieces (over
-220 labels of ChatTS) the head's matrix product runs a third time, about one per cent of a step of a 14B model. The
+over. So the head never runs for a prompt, and for an answer only on as many labels as fit 128 MiB at a time. A frozen
+head has the gradient of a piece taken at once, while its logits are there, and what is kept is that gradient,
+``[labels, hidden_size]``: nothing is computed twice. Where the head is trained, and with ZeRO-3, each piece's logits
+but the last one's are computed again when their gradient is due: the head's matrix product runs a third time. The
 result differs from the whole computation by float rounding only.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 _LOGITS_AT_ONCE = 2**25  # elements, 128 MiB in float32: with ChatTS-14B a layer's backward pass takes as much
 _FEWEST = 16  # labels: below, a GPU reads the head's weights more often than it is worth
+_FINE_BITS = 8  # small probabilities stay above zero in float16, and 256 times a mean of weights within its range
 
 
 def labels_at_once(vocab_size: int) -> int:
@@ -29,6 +33,7 @@ def summed_in_pieces(
     targets: torch.Tensor,
     vocab_size: int,
     head_is_trained: bool,
+    divisor: float = 1.0,
 ) -> torch.Tensor:
     """Returns the sum of ``piece_loss(hidden, targets)`` over pieces of the labels.
 
@@ -37,11 +42,16 @@ def summed_in_pieces(
         hidden: ``[labels, hidden_size]``; it may have no rows, and the loss is then zero with a gradient of zero.
         targets: ``[labels]``.
         head_is_trained: ZeRO-3 then takes all labels at once, since it reduces a weight's gradient only once.
+        divisor: that number; only float16's range depends on it.
     """
     zero3 = is_deepspeed_zero3_enabled()
     size = max(1, len(targets)) if zero3 and head_is_trained else labels_at_once(vocab_size)
     # Equal ones: a piece of a few labels would read the head's whole weight, too.
     count = max(1, -(-len(targets) // size))
+    if not (zero3 or head_is_trained) and torch.is_grad_enabled() and hidden.requires_grad:
+        scale = 2.0 ** (_FINE_BITS + math.ceil(math.log2(max(1.0, divisor))))
+        loss: torch.Tensor = _Summed.apply(hidden, targets, piece_loss, count, scale)
+        return loss
     pieces = list(zip(hidden.tensor_split(count), targets.tensor_split(count), strict=True))
     # ZeRO-3 gathers the head's weights at each call, which all processes must make equally often.
     pieces = [(hidden[:0], targets[:0])] * (_most_of_all_processes(len(pieces), hidden.device) - len(pieces)) + pieces
@@ -62,3 +72,37 @@ def _most_of_all_processes(count: int, device: torch.device) -> int:
     most = torch.tensor(count, device=device)
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
     return int(most)
+
+
+class _Summed(torch.autograd.Function):  # type: ignore[misc]
+    """The sum over pieces, whose gradients are taken along with them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, piece_loss: Any, count: int, scale: float
+    ) -> Any:
+        total, slopes = torch.zeros((), dtype=torch.float32, device=hidden.device), []
+        for piece in zip(hidden.detach().tensor_split(count), targets.tensor_split(count), strict=True):
+            loss, slope = _loss_and_slope(piece_loss, *piece, scale)
+            total += loss
+            slopes.append(slope)
+        ctx.scale = scale
+        ctx.save_for_backward(torch.cat(slopes))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (scaled,) = ctx.saved_tensors
+        return (scaled.float() * (slope / ctx.scale)).to(scaled.dtype), None, None, None, None
+
+
+def _loss_and_slope(
+    piece_loss: Any, hidden: torch.Tensor, targets: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns a piece's loss and ``scale`` times its gradient, in a function of its own: its logits end with it."""
+    with torch.enable_grad():
+        hidden.requires_grad_()
+        loss = piece_loss(hidden, targets)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss.backward(torch.full_like(loss, scale))
+    return loss.detach(), hidden.grad

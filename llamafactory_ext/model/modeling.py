@@ -251,7 +251,7 @@ class ChatTSMixin:
             loss = self.lm_head.summed_loss(picked, targets) / count
         else:
             head_is_trained = any(weight.requires_grad for weight in self.lm_head.parameters())
-            loss = summed_in_pieces(piece_loss, picked, targets, self.config.vocab_size, head_is_trained)
+            loss = summed_in_pieces(piece_loss, picked, targets, self.config.vocab_size, head_is_trained, float(count))
         if self.training and not bool(loss.isfinite()):  # type: ignore[attr-defined]
             raise FloatingPointError(
                 _describe(f"the loss is {float(loss.detach())}", hidden, self.lm_head.weight, True)

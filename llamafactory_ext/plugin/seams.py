@@ -156,7 +156,8 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "llamafactory.model.loader:load_config",
         "llamafactory_ext.training.opening:install_config",
-        "a ChatTS checkpoint may call itself `qwen2`; transformers would then drop its encoder with a warning only",
+        "a ChatTS checkpoint may call itself `qwen2`; transformers would then drop its encoder with a warning only; "
+        "and parts that stay in CPU memory are named in it, so that they are never read onto the card",
         _CHECKPOINT,
         ("model_args",),
     ),

@@ -17,6 +17,7 @@ from llamafactory_ext.model.constrained import Grammars
 from llamafactory_ext.model.float16 import guard_last_projections, match_half_precision, upcast_norms
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp, move_embedding_to_cpu
 from llamafactory_ext.model.keep_less import keep_less
+from llamafactory_ext.model.last_product import skip_last_products
 from llamafactory_ext.model.streamed_head import stream_head
 from llamafactory_ext.model.streamed_layers import LayerStream
 from llamafactory_ext.plugin.relevance import is_our_run
@@ -51,13 +52,16 @@ def install(upstream: Any) -> str | None:
             _move_embedding(model)
         _fit_precision(model, model_args, is_trainable)  # casts weight by weight, so the largest one has left before
         streams = _stream(model, model_args, finetuning_args, is_trainable)
-        if is_trainable and deepspeed_config() is None and not is_fsdp_enabled():  # those gather a module's weights
+        lean = is_trainable and deepspeed_config() is None and not is_fsdp_enabled()  # those gather a module's weights
+        if lean:
             keep_less(model)
         if is_trainable and finetuning_args.offload_checkpoints:
             _offload_checkpoints(model, model_args)
         if is_trainable and finetuning_args.layers_without_checkpoints:
             _keep_last_layers(model, model_args, finetuning_args.layers_without_checkpoints)
         adapted = init_adapter(config, model, model_args, finetuning_args, is_trainable)
+        if lean and model_args.use_reentrant_gc and not model_args.use_unsloth_gc:
+            skip_last_products(model)
         if is_trainable and finetuning_args.finetuning_type == "freeze" and finetuning_args.train_timeseries_modules:
             train_whole(adapted)
         if (moves_embedding or streams) and is_trainable:

@@ -89,6 +89,19 @@ def test_state_dicts_are_the_same(family):
     assert all(torch.equal(ours[name], published[name]) for name in ours)
 
 
+def test_a_plain_qwen_gives_the_same_loss_of_text():
+    from dataclasses import replace
+
+    row = replace(TINY, points=0, prompt=0, answer=40)
+    losses = {}
+    for way in ("ours", "plain"):
+        model = add_lora(build_model(way, make_config(row), device="cpu", dtype=torch.float32))
+        losses[way] = float(model(**make_batch(row, way, "cpu")).loss.detach())
+    assert losses["ours"] == pytest.approx(losses["plain"], rel=1e-6)
+    with_series = make_batch(TINY, "plain", "cpu")
+    assert "timeseries" not in with_series and with_series["input_ids"].numel() == count_tokens(TINY)[0]
+
+
 def test_batches_of_both_ways_hold_the_same_text():
     ours, published = (make_batch(TINY, way, "cpu") for way in ("ours", "published"))
     assert torch.equal(ours["timeseries"], published["timeseries"])

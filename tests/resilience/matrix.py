@@ -7,6 +7,7 @@ JUnit XML, stay in the folder; the environment, 6 GB, is deleted before the next
     python tests/resilience/matrix.py                         # all, a quarter of an hour each on 2 cores
     python tests/resilience/matrix.py --only 0.9.4 3.13       # those whose name holds one of these words
     python tests/resilience/matrix.py --python ~/python/bin   # where else interpreters are
+    python tests/resilience/matrix.py --uv uv                 # installs with uv: a minute or two, and files are shared
     python tests/resilience/matrix.py --only fork --fork ../ChatTS-Training --published ../ChatTS-14B
 
 The last one takes local copies of the fork and of a published checkpoint's Python files and configuration; no weights
@@ -120,6 +121,7 @@ class Trial:
     """One environment in its folder."""
 
     folder: Path
+    uv: str | None = None
 
     def run(self, step: str, *command: str | Path, cwd: Path | None = None) -> bool:
         """Runs a command in the environment, its output into ``step.log``; tells whether it ended well."""
@@ -138,8 +140,12 @@ class Trial:
 
     def install(self, python: Path, environment: Environment) -> bool:
         wanted = [f"{ROOT}[{environment.extras}]", *requirements(environment.pins)]
-        made = self.run("install", python, "-m", "venv", "venv")
-        pip = ("python", "-m", "pip", "install", "-q", "--no-compile")
+        pip: tuple[str, ...] = ("python", "-m", "pip", "install", "-q", "--no-compile")
+        if self.uv:
+            pip = (self.uv, "pip", "install", "-q")
+            made = self.run("install", self.uv, "venv", "-q", "--python", python, "venv")
+        else:
+            made = self.run("install", python, "-m", "venv", "venv")
         made = made and self.run("install", *pip, *wanted)
         return made and (not environment.over or self.run("install", *pip, "--no-deps", *environment.over))
 
@@ -215,7 +221,7 @@ def try_out(environment: Environment, arguments: argparse.Namespace) -> bool:
     folder = Path(arguments.folder).resolve() / environment.name.replace(",", "").replace(" ", "_")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    trial, start = Trial(folder), time.monotonic()
+    trial, start = Trial(folder, arguments.uv), time.monotonic()
     python = interpreter(environment.python, arguments.python)
     if python is None:
         print(f"| {environment.name} | no python{environment.python} that starts: --python PATH | | |", flush=True)
@@ -241,6 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="WORD", help="environments whose name holds one of these")
     parser.add_argument("--python", nargs="+", type=Path, default=[], metavar="PATH", help="interpreters or folders")
+    parser.add_argument("--uv", metavar="PROGRAM", help="install with this uv, not with pip")
     parser.add_argument("--fork", type=Path, metavar="PATH", help="a local copy of ChatTS-Training, tried as well")
     parser.add_argument(
         "--published", type=Path, metavar="PATH", help="for --fork: a checkpoint's files but its weights"

@@ -311,7 +311,9 @@ def test_the_embedding_leaves_before_weights_are_cast(monkeypatch: pytest.Monkey
     levers.install(upstream)
     keys = {"stage": "sft", "finetuning_type": "lora", "compute_accuracy": False, "embedding_on_cpu": True}
     keys |= {"offload_checkpoints": False, "layers_without_checkpoints": 0, "train_timeseries_modules": True}
-    model_args = SimpleNamespace(compute_dtype=torch.float16, upcast_layernorm=False)
+    model_args = SimpleNamespace(
+        compute_dtype=torch.float16, upcast_layernorm=False, use_reentrant_gc=True, use_unsloth_gc=False
+    )
     adapted = upstream.init_adapter(model.config, model, model_args, SimpleNamespace(**keys), True)
     assert found == [host_embedding.HostEmbedding]
     assert {weight.dtype for weight in adapted.parameters()} == {torch.float16}

@@ -40,7 +40,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import masking_utils
 
 from llamafactory_ext.errors import UsageError
-from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM, modeling
+from llamafactory_ext.model import (
+    Qwen2TSConfig,
+    Qwen2TSForCausalLM,
+    Qwen3TSConfig,
+    Qwen3TSForCausalLM,
+    last_product,
+    modeling,
+)
 from llamafactory_ext.model.attention import SDPA_REPEATED
 from llamafactory_ext.model.copying import Copier, Copy
 from llamafactory_ext.model.float16 import guard_last_projections
@@ -172,6 +179,10 @@ class _Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]
         return _Product.apply(inputs.to(self.compute_dtype), self).to(inputs.dtype)
 
 
+def _write_out(weight: torch.Tensor, layer: _Linear4bit | None, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if layer is None else layer.write_out(weight.new_empty(0, dtype=dtype))
+
+
 def _lay_out(shape: Shape, settings: Settings) -> Any:
     """Returns the model as loaded, but for 4 bit."""
     config, family = (Qwen3TSConfig, Qwen3TSForCausalLM) if shape.qk_norm else (Qwen2TSConfig, Qwen2TSForCausalLM)
@@ -272,6 +283,8 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
             stream_head(base)
         if settings.stream_layers:
             LayerStream(base, settings.stream_layers)
+        if settings.keeps_less:
+            last_product.skip_last_products(base)
         alive.at_peak = +alive.now  # without what was there before it left
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         for weight in trained:
@@ -288,6 +301,7 @@ def count_step(shape: Shape, settings: Settings, load: Load) -> Counter[str]:
         stack.enter_context(alive)
         stack.enter_context(mock.patch.object(modeling, "save_on_cpu", offload))
         stack.enter_context(mock.patch.object(Copier, "start", start))
+        stack.enter_context(mock.patch.object(last_product, "written_out", _write_out))
         # For fake tensors transformers writes out a causal mask, which it leaves to SDPA in training.
         stack.enter_context(mock.patch.object(masking_utils, "is_tracing", lambda *_: False))
         cpu_autocast = torch.is_autocast_enabled  # PEFT asks about a card's

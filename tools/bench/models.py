@@ -10,11 +10,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from published import PublishedQwen2, PublishedQwen3
 from torch import nn
+from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM
+from llamafactory_ext.model.keep_less import keep_less
+from llamafactory_ext.model.last_product import skip_last_products
+from llamafactory_ext.model.modeling import ChatTSMixin
 
 
-WAYS = ("ours", "published")
+WAYS = ("ours", "published", "plain")
 RANK = 8
 TARGETS = ("q_proj", "k_proj", "v_proj")
 _SPREAD = 0.02  # of random weights, as transformers draws them
@@ -23,20 +27,24 @@ _SPREAD = 0.02  # of random weights, as transformers draws them
 def build_model(
     way: str, config: dict[str, Any], *, device: str, dtype: torch.dtype, quantised: bool = False, seed: int = 0
 ) -> Any:
-    """Return a model of random weights, the same for both ways; without LoRA, all of it frozen.
+    """Return a model of random weights, the same for all ways; without LoRA, all of it frozen.
 
     Arguments:
-        way: one of `WAYS`.
+        way: one of `WAYS`; "plain" is the language model alone, transformers' own.
         config: the keys of a checkpoint's ``config.json``.
         dtype: of all weights but those in 4 bit; these are computed in it.
         quantised: the decoder's linear layers in 4 bit (NF4, double quantisation), not encoder and head.
     """
-    qwen3 = "Qwen3" in config["architectures"][0]
-    native, published = (Qwen3TSForCausalLM, PublishedQwen3) if qwen3 else (Qwen2TSForCausalLM, PublishedQwen2)
+    qwen3 = int("Qwen3" in config["architectures"][0])
+    classes = {
+        "ours": (Qwen2TSForCausalLM, Qwen3TSForCausalLM),
+        "published": (PublishedQwen2, PublishedQwen3),
+        "plain": (Qwen2ForCausalLM, Qwen3ForCausalLM),
+    }
     settings = (Qwen3TSConfig if qwen3 else Qwen2TSConfig).from_dict(config)
     settings._attn_implementation = "sdpa"
     with torch.device("meta"):
-        model = (native if way == "ours" else published)(settings).to(dtype)
+        model = classes[way][qwen3](settings).to(dtype)
     generator = torch.Generator(device).manual_seed(seed)
     for path, module in list(model.named_modules()):  # in the order of their definition, which both ways share
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -85,12 +93,16 @@ def add_lora(model: Any, checkpointing: bool = True) -> Any:
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=[*TARGETS, *encoder]
     )
-    torch.manual_seed(0)  # both ways get the same adapter
+    if isinstance(model, ChatTSMixin):
+        keep_less(model)
+    torch.manual_seed(0)  # all ways get the same adapter
     wrapped = get_peft_model(model, lora)
     for weight in wrapped.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    if isinstance(model, ChatTSMixin):
+        skip_last_products(model)
     model.config.use_cache = False
     return wrapped.train()

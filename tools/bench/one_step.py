@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -31,8 +32,18 @@ def take_step(model: Any, batch: dict[str, torch.Tensor], optimiser: Any, scaler
     return float(loss.detach())
 
 
-def measure(row: Row, way: str, device: str, steps: int, embedding_on_cpu: bool = False) -> dict[str, Any]:
+def measure(
+    row: Row,
+    way: str,
+    device: str,
+    steps: int,
+    embedding_on_cpu: bool = False,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Build a row's model; run one step to warm up, one for the memory, and `steps` for the time.
+
+    Arguments:
+        wait: is called before each of `steps`.
 
     Returns:
         `seconds` a step and `cpu_seconds` of all threads, the best; `tokens` a second; `losses`. Bytes: `baseline`
@@ -58,6 +69,7 @@ def measure(row: Row, way: str, device: str, steps: int, embedding_on_cpu: bool 
     meter.be_fast()
     seconds, cpu_seconds = [], []
     for _ in range(steps):
+        wait()
         start, cpu_start = time.perf_counter(), time.process_time()
         losses.append(take_step(*training))
         if cuda:
@@ -84,6 +96,12 @@ def _prepare(row: Row, way: str, device: str, embedding_on_cpu: bool) -> tuple[A
     return model, make_batch(row, way, device), optimiser, torch.amp.GradScaler("cuda") if cuda else None
 
 
+def wait_for_turn() -> None:
+    """Say that the next step may come, and wait until it is asked for."""
+    print(flush=True)
+    sys.stdin.readline()
+
+
 def cap_memory(gib: float) -> None:
     """Let torch's allocator have no more than this of the card."""
     total = torch.cuda.get_device_properties(0).total_memory
@@ -97,12 +115,16 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--embedding-on-cpu", action="store_true")
+    parser.add_argument("--in-turn", action="store_true", help="before each timed step write a line, and read one")
     parser.add_argument("--cap-gib", type=float, help="let torch's allocator have no more than this of the card")
     arguments = parser.parse_args()
     if arguments.cap_gib is not None and arguments.device == "cuda":
         cap_memory(arguments.cap_gib)
     row = next(row for row in ROWS + GPU_ROWS if row.name == arguments.row)
-    found = measure(row, arguments.way, arguments.device, arguments.steps, arguments.embedding_on_cpu)
+    found = measure(
+        row, arguments.way, arguments.device, arguments.steps, arguments.embedding_on_cpu,
+        *([wait_for_turn] if arguments.in_turn else []),
+    )  # fmt: skip
     print(json.dumps(found))
     return 0
 

@@ -1,4 +1,4 @@
-"""What the benchmark measures: models and records, from tiny to ChatTS-14B."""
+"""What the benchmark measures: models and records, from tiny to ChatTS-14B; and what they are compared with."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,8 @@ class Row:
         prompt, answer: tokens beside the series' patches; loss is taken on the answer.
         quantised: the decoder's linear layers in 4 bit.
         checkpointing: layers are computed again in the backward pass.
+        other: what it is compared with, one of `models.WAYS`.
+        at_most: shares of the other's time and memory that it is to stay within; None: no such aim.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Row:
     quantised: bool = False
     checkpointing: bool = True
     max_sequence_length: int = 32_768
+    other: str = "published"
+    at_most: tuple[float | None, float | None] = (None, None)
 
 
 _SMALL = Row("", "", hidden=512, layers=2, heads=8, kv_heads=2, intermediate=1408)
@@ -44,7 +48,7 @@ ROWS = (
         intermediate=128, vocabulary=1024, points=500, max_sequence_length=8192,
     ),
     Row("record", "4 layers of width 1024, one record of 5000 points"),
-    Row("at-once", "the same without gradient checkpoints", checkpointing=False),
+    Row("at-once", "the same without gradient checkpoints", checkpointing=False, at_most=(0.30, None)),
     replace(
         _SMALL, name="batch", title="2 layers of width 512, four records of 1000 points", batch=4, points=1000,
         prompt=150, answer=60,
@@ -52,6 +56,14 @@ ROWS = (
     replace(_SMALL, name="answer", title="2 layers of width 512, an answer of 600 tokens", answer=600),
     replace(_SMALL, name="prompt", title="2 layers of width 512, 1000 tokens before 20", prompt=1000, answer=20),
     replace(_SMALL, name="4bit", title="2 layers of width 512 in 4 bit, one record of 5000 points", quantised=True),
+    Row(
+        "plain", "4 layers of width 1024, one record; against a plain Qwen2 with as many tokens", other="plain",
+        at_most=(0.40, 0.33),
+    ),
+    Row(
+        "all-labels", "the same, text alone, every token labelled", points=0, prompt=0, answer=1045, other="plain",
+        at_most=(1.0, 1.0),
+    ),
 )  # fmt: skip
 GPU_ROWS = (
     Row(
@@ -101,9 +113,10 @@ def count_tokens(row: Row) -> tuple[int, int, int]:
 
 
 def make_batch(row: Row, way: str, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a batch as a way wants it: one `<ts>` a patch, or two markers a series.
+    """Return a batch as a way wants it: one `<ts>` a patch, two markers a series, or as many tokens of text.
 
-    The series stands in the middle of the prompt. Both ways get the same text, labels and series.
+    The series stands in the middle of the prompt. All ways get the same text and labels, and the same series but for
+    the plain way.
     """
     config = make_config(row)
     start, end = config["ts_token_start_index"], config["ts_token_end_index"]
@@ -111,11 +124,16 @@ def make_batch(row: Row, way: str, device: str, seed: int = 0) -> dict[str, torc
     text = torch.randint(0, row.vocabulary - 3, (row.batch, row.prompt + row.answer), generator=generator)
     walks = torch.randn(row.batch, row.points, generator=generator).cumsum(1)
     middle = row.prompt // 2
-    markers = [start] * patch_count(row.points, config["ts"]["patch_size"]) if way == "ours" else [start, end]
-    place = torch.tensor(markers).expand(row.batch, -1)
+    patches = patch_count(row.points, config["ts"]["patch_size"])
+    if way == "plain":
+        place = torch.randint(0, row.vocabulary - 3, (row.batch, patches), generator=generator)
+    else:
+        markers = ([start] * patches if way == "ours" else [start, end]) if patches else []
+        place = torch.tensor(markers, dtype=torch.long).expand(row.batch, -1)
     ids = torch.cat([text[:, :middle], place, text[:, middle:]], dim=1)
     labels = ids.clone()
     labels[:, : -row.answer] = -100
-    series = torch.from_numpy(encode(walks.double().numpy())).to(torch.float32)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "timeseries": series}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if patches and way != "plain":
+        batch["timeseries"] = torch.from_numpy(encode(walks.double().numpy())).to(torch.float32)
     return {key: tensor.to(device) for key, tensor in batch.items()}

@@ -5,7 +5,7 @@ of its input, one with a LoRA saves it; SDPA query, key, value, output and the l
 `llamafactory_ext.model.keep_less` an RMSNorm saves its input, and ``silu(gate) * up`` gate and up.
 """
 
-from .memory_weights import Load, Settings
+from .memory_weights import Load, Settings, trained_parameters
 from .shape import Shape
 
 
@@ -137,27 +137,42 @@ def layer_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 
     When a layer is computed again, those that kept everything are done, and what they kept is free.
     """
-    mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
     residual, half = residual_bytes(shape, settings, load), load.tokens * settings.compute_bytes
     layers_kept = _layers_kept(shape, settings)
-    weight = _weight_at_once(shape, settings)
     # The layer's output, and the gradient that comes to it: in place of the last layer's input, if that has waited.
     ends = residual * (1 + (layers_kept > 0 or _offloads(settings)))
-    # Of the MLP: gradients of the product, which is free then, and of both factors; or of the product, with the weight
-    # that it came through. Of scores written out as much as is kept of them, when nothing is kept of the MLP any more.
-    scores = _scores(shape, settings, load) - 2 * mlp if settings.attention == "eager" else 0
-    backward = max(3 * mlp - mlp * settings.trains("down_proj"), mlp + weight, scores)
+    # The last layer's MLP has few tokens, and where the one before has all, what the last one kept is free.
+    backward = _backward_bytes(shape, settings, load)
+    saved, unread = saved_bytes(shape, settings, load), _unread_bytes(shape, settings, load)
+    first = _backward_bytes(shape, settings, load, min(load.tokens, load.labels))
+    first = max(first, backward - (saved - unread) if layers_kept > 1 else 0)
     if layers_kept == shape.layers:
-        return ends + backward
-    # When it is computed again, at `down_proj`: the product, the weight, the output, and what runs still holds: the
-    # MLP's input, in place of the layer's output.
-    forward = mlp + weight + half * shape.hidden_size
+        return ends + first
+    # When it is computed again, at `down_proj`: the product, and the output; what runs still holds the MLP's input, in
+    # place of the layer's output. Where the projection is not skipped (`model.last_product`), its weight, too.
+    mlp = load.tokens * shape.intermediate_size * _inner_bytes(settings)
+    forward = mlp + half * shape.hidden_size
     if settings.float32_between_layers:
         forward += half * shape.intermediate_size  # the product, cast
     if settings.trains("down_proj"):  # the product has been saved
         forward -= mlp
-    again = saved_bytes(shape, settings, load) + max(forward, backward) - kept_bytes(shape, settings, load)
-    return ends + max(again, backward if layers_kept else 0)
+    if settings.trains("down_proj") or not settings.keeps_less:
+        forward += _weight_at_once(shape, settings)
+    again = saved + max(forward, backward) - kept_bytes(shape, settings, load)
+    return ends + max(again, first if layers_kept else 0)
+
+
+def _backward_bytes(shape: Shape, settings: Settings, load: Load, rows: int | None = None) -> int:
+    """What a layer's backward pass takes beyond what was saved, in its MLP or for scores that are written out.
+
+    ``rows``: tokens that the MLP sees, if not all.
+    Of the MLP: gradients of the product, which is free then, and of both factors; or of the product, with the weight
+    that it came through. Of scores as much as is kept of them, when nothing is kept of the MLP any more.
+    """
+    each = shape.intermediate_size * _inner_bytes(settings)
+    mlp = (load.tokens if rows is None else rows) * each
+    scores = _scores(shape, settings, load) - 2 * load.tokens * each if settings.attention == "eager" else 0
+    return max(3 * mlp - mlp * settings.trains("down_proj"), mlp + _weight_at_once(shape, settings), scores)
 
 
 def _weight_at_once(shape: Shape, settings: Settings) -> int:
@@ -168,21 +183,41 @@ def _weight_at_once(shape: Shape, settings: Settings) -> int:
     return weight if settings.weight_bytes > settings.compute_bytes else 0
 
 
+def forward_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """Peak of the forward pass before the loss, in the last layers' MLP, beyond checkpoints.
+
+    At `up_proj`: its input and weight, gate and up; and of all layers' adapters what autocast made of them. Where the
+    last layers keep everything, that input and these two are among what they keep.
+    """
+    each = 2 * shape.intermediate_size * _inner_bytes(settings) + shape.hidden_size * hidden_bytes(settings)
+    rows = 0 if _layers_kept(shape, settings) else load.tokens
+    return rows * each + _weight_at_once(shape, settings) + _adapter_casts(shape, settings)
+
+
+def _adapter_casts(shape: Shape, settings: Settings) -> int:
+    """Autocast's copies of what is trained beside the frozen model, which it keeps to the end of the forward pass."""
+    casts = settings.mixed_precision and not settings.full
+    return trained_parameters(shape, settings) * settings.compute_bytes if casts else 0
+
+
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
     """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels.
 
-    With a streamed head: two pieces of its weight, logits by one of them, and for each label a few rows in float32.
+    Autocast still has its copies of the adapter's weights then. With a streamed head: two pieces of its weight, logits
+    by one of them, and for each label a few rows in float32.
     """
     pieces = max(1, -(-load.labels // labels_at_once(shape.vocab_size)))
     labels = -(-load.labels // pieces)  # pieces are equal
-    final_norm = load.tokens * shape.hidden_size * 4
+    final_norm = load.tokens * shape.hidden_size * 2 * hidden_bytes(settings)  # what it was given, and its result
     gathered = load.labels * shape.hidden_size * hidden_bytes(settings)
+    gathered += _adapter_casts(shape, settings)
     if settings.stream_head:
         rows = min(_PIECE // (shape.hidden_size * settings.weight_bytes), shape.vocab_size)
         pieces_bytes = 2 * rows * shape.hidden_size * settings.weight_bytes
         logits = 3 * 4 * min(load.labels * rows, _LOGITS_OF_A_PIECE)
         return pieces_bytes + logits + 5 * 4 * load.labels * shape.hidden_size + final_norm + gathered
-    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered
+    slopes = load.labels * shape.hidden_size * hidden_bytes(settings)  # of all pieces
+    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered + slopes
 
 
 def encoder_activation_bytes(shape: Shape, settings: Settings, load: Load) -> int:
