@@ -74,7 +74,7 @@ lint: .venv/installed-dev
 # Ratios against plain scripts and the published way of computing, from one run on this machine; memory, counted and planned. GROW="1 10 100" adds those sizes (100: a quarter of an hour).
 bench: .venv/installed-train
 	OMP_NUM_THREADS=1 python tools/bench/files_to_tokens.py $(if $(GROW),--grow $(GROW))
-	python tools/bench/bench.py
+	OMP_NUM_THREADS=1 python tools/bench/bench.py
 	OMP_NUM_THREADS=1 python tools/bench/count.py
 
 # The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each, one

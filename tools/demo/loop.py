@@ -182,8 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="is written anew")
     for name, value, said in (
         ("rounds", 3, "rounds of corrections"), ("choose", 20, "series handed to the person in each"),
-        ("start", 24, "labelled series to begin with"), ("golden", 80, "series that models are compared by"),
-        ("pool", 200, "series without labels"), ("steps", 160, "training steps of each round"),
+        ("start", 10, "labelled series to begin with"), ("golden", 120, "series that models are compared by"),
+        ("pool", 200, "series without labels"), ("steps", 200, "training steps of each round"),
         ("seed", 0, "of the plant and of all chances"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{said}; default: {value}")
