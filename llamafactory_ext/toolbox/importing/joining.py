@@ -90,8 +90,7 @@ def _append(joined: pd.DataFrame, rows: pd.DataFrame, axis: Axis, name: str) -> 
         raise GdshError(
             f"{rows['file'].iloc[0]}: series {name!r}: two exports differ where they overlap: {told[0]}, but "
             f"{told[1]}; expected the same rows in both: export one of them anew, leave it out, or tell two sensors "
-            "apart with "
-            "--names file"
+            "apart with --names file"
         )
     return pd.concat([joined, rows[len(again) :]], ignore_index=True)
 
