@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -455,27 +456,34 @@ def test_a_run_that_was_killed_before_its_final_model_gets_it(begun: Path, whole
     assert_same(begun, whole)
 
 
-def test_two_runs_in_one_folder(begun: Path, parse: Callable[..., Any]) -> None:
-    import socket
-
-    from llamafactory_ext.training import folder
-
+@contextmanager
+def another_process(act: Callable[[], object]) -> Iterator[int]:
+    """A fork that has done this and lives to the end of the context; its number."""
     (ready, tell), (wait, end) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        folder.lock(begun)
+        act()
         os.write(tell, b"x")
         os.close(end)
         os.read(wait, 1)
         os._exit(0)
     os.read(ready, 1)
     try:
-        told = f"out is in use by process {child} on host {socket.gethostname()}: wait"
-        with pytest.raises(ValueError, match=re.escape(told)):
-            parse(begun, overwrite_output_dir=True)
+        yield child
     finally:
         os.close(end)
         os.waitpid(child, 0)
+
+
+def test_two_runs_in_one_folder(begun: Path, parse: Callable[..., Any]) -> None:
+    import socket
+
+    from llamafactory_ext.training import folder
+
+    with another_process(lambda: folder.lock(begun)) as child:
+        told = f"out is in use by process {child} on host {socket.gethostname()}: wait"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            parse(begun, overwrite_output_dir=True)
     parse(begun)
 
 
@@ -488,21 +496,11 @@ def test_of_two_runs_in_a_new_folder_one_trains(
     output = tmp_path / "new"
     parse(output)
     monkeypatch.setattr(folder, "_WAIT", 0.1)
-    (ready, tell), (wait, end) = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
+    with (
+        another_process(runs.begin_training) as child,
+        pytest.raises(ValueError, match=f"new is in use by process {child} on host"),
+    ):
         runs.begin_training()
-        os.write(tell, b"x")
-        os.close(end)
-        os.read(wait, 1)
-        os._exit(0)
-    os.read(ready, 1)
-    try:
-        with pytest.raises(ValueError, match=f"new is in use by process {child} on host"):
-            runs.begin_training()
-    finally:
-        os.close(end)
-        os.waitpid(child, 0)
 
 
 def test_rotation_goes_by_step(tmp_path: Path) -> None:

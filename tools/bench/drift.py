@@ -27,13 +27,13 @@ from llamafactory_ext.gdsh.events import agreement, event_counts
 from llamafactory_ext.gdsh.readings import place, read_answer
 from llamafactory_ext.model import ChatTSProcessor, Qwen2TSForCausalLM, Qwen3TSForCausalLM, read_config
 from llamafactory_ext.toolbox.cli.terminal import DONE, complain, print_table, run
+from llamafactory_ext.toolbox.demo.writing import MINI
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mini"))
 from held_out import draw
 
 
-MINI = Path(__file__).parents[2] / "llamafactory_ext" / "toolbox" / "demo" / "mini"
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COLUMNS = ("weights", "nats a token", "other first choice", "other answer", "event F1")
 _AT_ONCE = 20
