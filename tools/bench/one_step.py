@@ -64,7 +64,8 @@ def measure(
     found["loaded"] = meter.now()
     meter.reset_peak()
     losses.append(take_step(*training))
-    found |= {"peak": meter.peak(), "activations": meter.peak() - found["loaded"]}
+    peak = meter.peak()  # read once: a process's own goes on rising
+    found |= {"peak": peak, "activations": peak - found["loaded"]}
 
     meter.be_fast()
     seconds, cpu_seconds = [], []
