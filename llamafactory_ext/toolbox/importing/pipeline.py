@@ -3,76 +3,28 @@
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.gdsh import NORMAL_TYPES, Anomaly, read_labels, show_pictures, type_key
-from llamafactory_ext.gdsh.records import read_records
+from llamafactory_ext.gdsh import NORMAL_TYPES, Anomaly, type_key
 
 from . import labels as forms
+from .answers import NORMAL
+from .finding import Spec, find_labels
 from .joining import by_name, join_tables
-from .labels import Choice, Label, Labels
+from .labels import Label
 from .large import Dates, copy_tables, is_large
-from .layout import PROMPTS, make_record, write_records, write_series
-from .sources import Reading, Table, read_tables, refuse_equal_names, stem, table_files
+from .layout import make_record, write_records, write_series
+from .options import Options, Report
+from .sources import Table, read_tables, refuse_equal_names, stem, table_files
 from .times import Axis, read_times
 
 
-KINDS = ("auto", "column:NAME", "windows:FILE", "label-studio:FILE", "annotator:DIR", "ucr", "gdsh:FILE", "none")
-_NORMAL = "entries of a normal state (无异常, normal, …)"
 Progress = Callable[[Iterable[Path], str, int], Iterable[Path]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """One import. `llamafactory-ext import --help` says what each option is for."""
-
-    sources: tuple[Path, ...]
-    out: Path
-    labels: str = "auto"
-    name: str = ""
-    reading: Reading = field(default_factory=Reading)
-    choice: Choice = field(default_factory=Choice)
-    dates: str = ""
-    timezone: str | None = None
-    prompt: str = PROMPTS["zh"]
-    type: str = "异常"
-    type_map: dict[str, str] = field(default_factory=dict)
-    widen: int = 0
-    drop_faulty: bool = False
-    join: bool = False
-    round: str = ""
-
-
-@dataclass
-class Report:
-    """What was done."""
-
-    kind: str = ""
-    files: int = 0
-    series: int = 0
-    intervals: int = 0
-    without_anomaly: int = 0
-    unlabelled: list[str] = field(default_factory=list)
-    """Series that the labels do not speak of: left out, but for `none`."""
-    types: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    agreement: dict[str, float] = field(default_factory=dict)
-    axes: Counter[str] = field(default_factory=Counter)
-    unused_columns: Counter[str] = field(default_factory=Counter)
-    unused_labels: list[str] = field(default_factory=list)
-    """Names in the labels that no series has."""
-    faults: list[str] = field(default_factory=list)
-    done: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report in plain JSON values."""
-        return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
 
 
 def import_data(options: Options, progress: Progress = lambda items, text, count: items) -> Report:
@@ -108,86 +60,6 @@ def import_data(options: Options, progress: Progress = lambda items, text, count
         for part in ("timeseries", "json", "dataset_info.json", "import_report.json"):
             shutil.move(str(Path(folder) / part), options.out / part)
     return report
-
-
-@dataclass
-class Spec:
-    """Where labels come from."""
-
-    kind: str
-    files: tuple[Path, ...] = ()
-    """Files among the sources that hold labels, not series."""
-    labels: Labels | None = None
-    """None where they are in the tables themselves, or nowhere."""
-    answers: "_Answers | None" = None
-    """For ``gdsh``."""
-    used: set[str] = field(default_factory=set)
-
-
-def find_labels(options: Options, files: Sequence[Path]) -> Spec:
-    """Returns what the option says, or what is found by looking.
-
-    Raises:
-        UsageError: no reading is possible, or two are.
-    """
-    kind, _, rest = options.labels.partition(":")
-    if kind == "auto":
-        return _look(options, files)
-    if kind in ("none", "ucr") and not rest:
-        return Spec(kind)
-    if kind == "column" and rest:
-        return Spec("column")
-    if kind in ("windows", "label-studio", "gdsh", "annotator") and rest:
-        path = Path(rest)
-        if not path.exists():
-            raise UsageError(f"--labels {options.labels}: no such file or folder")
-        return _spec(kind, path, options)
-    raise UsageError(f"--labels {options.labels} is not known; expected one of {', '.join(KINDS)}")
-
-
-def _spec(kind: str, path: Path, options: Options) -> Spec:
-    inside = tuple(sorted(path.rglob("*.json"))) if path.is_dir() else (path,)
-    if kind == "windows":
-        return Spec(kind, inside, forms.from_windows(path))
-    if kind == "label-studio":
-        return Spec(kind, inside, forms.from_label_studio(path, options.choice))
-    if kind == "annotator":
-        return Spec(kind, inside, forms.from_annotator(inside, options.choice))
-    return Spec(kind, inside, answers=_answers(path))
-
-
-def _look(options: Options, files: Sequence[Path]) -> Spec:
-    """Looks at every JSON file among the sources and at the first table; refuses where two readings are possible."""
-    found: dict[str, list[Path]] = {}
-    for source in options.sources:
-        for path in sorted(source.rglob("*.json")) if source.is_dir() else ():
-            if path.name != "dataset_info.json" and not path.name.endswith("report.json"):
-                found.setdefault(forms.kind_of(forms.read_json(path)), []).append(path)
-    found.pop("", None)
-    if files and all(forms.UCR.search(stem(one)) and "UCR" in one.name for one in files):
-        found["ucr"] = list(files)
-    elif files and any(table.label is not None for table in _first(files[0], options)):
-        found["column"] = [files[0]]
-    if len(found) > 1:
-        said = "; ".join(f"{kind} ({paths[0]})" for kind, paths in found.items())
-        raise UsageError(f"labels can be read in {len(found)} ways: {said}; say which with --labels")
-    if not found:
-        raise UsageError("no labels were found; say where they are with --labels, or --labels none for series alone")
-    ((kind, paths),) = found.items()
-    if kind in ("ucr", "column"):
-        return Spec(kind)
-    if kind == "annotator":
-        return Spec(kind, tuple(paths), forms.from_annotator(paths, options.choice))
-    if len(paths) > 1:
-        raise UsageError(f"{len(paths)} files of labels ({kind}): {paths[0]}, {paths[1]} …; name one with --labels")
-    return _spec(kind, paths[0], options)
-
-
-def _first(path: Path, options: Options) -> list[Table]:
-    try:
-        return list(read_tables(path, options.reading))
-    except GdshError:
-        return []
 
 
 def _records(
@@ -332,7 +204,7 @@ def _place(found: Sequence[Label], table: Table, axis: Axis | None, options: Opt
             first, last = max(0, first - options.widen), min(rows - 1, last + options.widen)
         kind = options.type_map.get(label.type, label.type) or options.type
         if type_key(kind) in NORMAL_TYPES:
-            report.counts[f"left out: {_NORMAL}"] += 1
+            report.counts[f"left out: {NORMAL}"] += 1
             continue
         fields: dict[str, object] = {"type": kind, **label.fields}
         if (first, last, kind) in placed:
@@ -355,48 +227,3 @@ def _compare_names(spec: Spec, report: Report) -> None:
         report.counts.update({f"left out: {why}": count for why, count in said.left_out.items() if count})
     if spec.labels:
         report.agreement = spec.labels.agreement
-
-
-@dataclass
-class _Answers:
-    """The records of a GDSH file, by their pictures' names."""
-
-    by_name: dict[str, tuple[str, list[Label] | None]] = field(default_factory=dict)
-    """Prompt and labels, bounds as they are; None where the record has no answer."""
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
-def _answers(path: Path) -> _Answers:
-    found = _Answers()
-    places: dict[str, int] = {}
-    for number, record in enumerate(read_records(path)):
-        try:
-            picture = record["image"]  # type: ignore[index]
-            turns = {turn["from"]: turn["value"] for turn in record["conversations"]}  # type: ignore[index]
-            name = Path(show_pictures([picture])).stem
-            one = turns["user"], _labels(turns.get("assistant"), found.left_out)
-            known = found.by_name.get(name, one)
-            if known[1] is not None and one[1] is not None:
-                forms.refuse_others(name, known[1], f"record {places.get(name)}", one[1], "it")
-            found.left_out["records given again"] += name in found.by_name
-            found.by_name[name] = one if known[1] is None else known
-            places.setdefault(name, number)
-        except (KeyError, TypeError) as err:
-            raise GdshError(f"{path}: record {number} lacks {err}; expected `image` and `conversations`") from err
-        except GdshError as err:
-            raise GdshError(f"{path}: record {number}: {err}") from err
-    return found
-
-
-def _labels(answer: Any, left_out: Counter[str]) -> list[Label] | None:
-    """Reads an answer as all tools do; None where there is none."""
-    if answer is None or (isinstance(answer, str) and not answer.strip()):
-        return None
-    anomalies, without, normal = read_labels(answer)
-    left_out["entries without interval"] += without
-    left_out[_NORMAL] += normal
-    found = []
-    for one in anomalies:
-        more = {key: value for key, value in one.fields.items() if key != "type"}
-        found.append(Label(one.start, one.end, one.type, isinstance(one.start, int), more))
-    return found

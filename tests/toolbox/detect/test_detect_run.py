@@ -283,7 +283,8 @@ def test_labels_and_evaluate_take_the_detections(detect: Run, tmp_path: Path, mo
     from llamafactory_ext.toolbox.evaluate.points import Source
     from llamafactory_ext.toolbox.importing.back import choose, replace_anomalies
     from llamafactory_ext.toolbox.importing.layout import read_layout
-    from llamafactory_ext.toolbox.importing.pipeline import Options, import_data
+    from llamafactory_ext.toolbox.importing.options import Options
+    from llamafactory_ext.toolbox.importing.pipeline import import_data
 
     for number in range(4):
         write_series(tmp_path / "plant" / f"s{number}.csv", 40, number)
