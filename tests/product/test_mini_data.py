@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from llamafactory_ext.gdsh import write_answer as prepared_answer
 from llamafactory_ext.gdsh.readings import STRICT, read_answer
+from llamafactory_ext.model import Qwen3TSForCausalLM
 from llamafactory_ext.toolbox.demo import wordings
 from llamafactory_ext.toolbox.demo.components import RHYTHMIC, UNSTEADY, draw_background, draw_places, fitting, put_in
 from llamafactory_ext.toolbox.demo.series import ALL_SHAPES
@@ -128,7 +129,7 @@ def test_same_seed_same_records_and_held_out_ones_are_others() -> None:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini") / "model"
     folder.mkdir()
-    train_mini.write_start(folder, seed=0)
+    train_mini.write_start(folder, 0, "qwen2")
     train_mini.write_checkpoint(train_mini.start_model(folder, 0), folder)
     return folder
 
@@ -159,3 +160,13 @@ def test_a_pool_is_cut_into_batches_of_a_size(start: Path) -> None:
     tokens = [sum(len(ids) for ids, _, _ in batch) for batch in batches]
     assert max(tokens) < 1.3 * min(tokens)
     assert train_mini.draw_pool((0, 90, 0), tokenizer) == samples != train_mini.draw_pool((0, 90, 1), tokenizer)
+
+
+def test_the_other_family_starts_and_reads_a_batch(tmp_path: Path) -> None:
+    train_mini.write_start(tmp_path, 0, "qwen3")
+    model = train_mini.start_model(tmp_path, 0)
+    assert type(model) is Qwen3TSForCausalLM
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    samples = [train_mini.tokenise(wordings.draw_record(np.random.default_rng(1), 64), tokenizer)]
+    loss = model(**train_mini.collate(samples), use_cache=False).loss.detach()
+    assert 4 < float(loss) < 10, "near log(768) before anything is learnt"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import re
@@ -13,13 +14,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
 import psutil
 import pytest
 from conftest import ROOT, path_of_environment
+from fastapi import FastAPI
 
+from llamafactory_ext.serving.api import install_app
 from llamafactory_ext.toolbox.demo.plant import write_plant
 
 
@@ -315,6 +319,22 @@ def test_client_that_leaves(server: Server) -> None:
         with contextlib.suppress(httpx.ReadTimeout):
             server.http.post(CHAT, json=request, timeout=0.5)
     assert ask(server, numbers(SERIES[0]), text("what?")) == before
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_collector_leaves_alone_what_a_server_of_ours_begins_with(ours: bool) -> None:
+    """Or it stops all requests for half a second, at times of its own and every five minutes."""
+    plain = FastAPI()
+    plain.add_api_route("/v1/chat/completions", lambda: None, methods=["POST"])
+    upstream = SimpleNamespace(create_app=lambda chat_model: plain)
+    install_app(upstream)
+    template = SimpleNamespace(mm_plugin=SimpleNamespace(reads_series=ours))
+    before = gc.get_freeze_count()
+    try:
+        upstream.create_app(SimpleNamespace(engine=SimpleNamespace(template=template)))
+        assert (gc.get_freeze_count() > before + 10_000) == ours
+    finally:
+        gc.unfreeze()
 
 
 def test_memory_stays_flat(server: Server) -> None:

@@ -1,6 +1,6 @@
 """Trains demo/mini: a small ChatTS that reads series, from a seed, on two CPU cores.
 
-    python tools/mini/train_mini.py OUT [--seed 0] [--pools 200]
+    python tools/mini/train_mini.py OUT [--seed 0] [--pools 200] [--family qwen3]
 
 Every record is new: they are drawn while the model learns. A second start with the same OUT goes on where the first
 was stopped. OUT/model is a checkpoint at any time after the first minutes.
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from llamafactory_ext import model as chatts
 from llamafactory_ext.series import encode, expand
 from llamafactory_ext.toolbox.demo import wordings
-from llamafactory_ext.toolbox.demo.model import Size, make_config, train_tokenizer, write_tokenizer
+from llamafactory_ext.toolbox.demo.model import Family, Size, make_config, train_tokenizer, write_tokenizer
 
 
 MINI = Size(width=192, layers=4, heads=6, key_value_heads=2, max_length=1024, deviation=0.08)
@@ -103,11 +103,11 @@ def collate(samples: list[Sample]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "timeseries": torch.from_numpy(encode(series)).float()}
 
 
-def write_start(folder: Path, seed: int) -> None:
+def write_start(folder: Path, seed: int, family: Family) -> None:
     """Tokenizer and config."""
     tokenizer = train_tokenizer(list(wordings.make_corpus(seed)), VOCABULARY)
     write_tokenizer(folder, tokenizer, MINI.max_length)
-    stated = make_config(tokenizer, "qwen2", MINI)
+    stated = make_config(tokenizer, family, MINI)
     (folder / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
@@ -115,7 +115,10 @@ def start_model(folder: Path, seed: int) -> Any:
     """Random weights; the places of points start as angles in circles of 10, 100, 1,000 … points, as clocks do."""
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(seed)
-    model = chatts.Qwen2TSForCausalLM(chatts.Qwen2TSConfig.from_dict(stated))
+    if stated["model_type"] == "qwen3ts":
+        model = chatts.Qwen3TSForCausalLM(chatts.Qwen3TSConfig.from_dict(stated))
+    else:
+        model = chatts.Qwen2TSForCausalLM(chatts.Qwen2TSConfig.from_dict(stated))
     table = model.ts_encoder.position_embedding.weight
     places = torch.arange(len(table) - 1)[:, None]
     angles = 2 * math.pi * places / torch.tensor([10, 20, 50, 100, 200, 500, 1000, 2500])
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pools", type=int, default=POOLS, help="of 512 records a process")
+    parser.add_argument("--family", choices=("qwen2", "qwen3"), default="qwen2", help="default: qwen2, as shipped")
     parser.add_argument("--stop", type=int, default=10**9, help="after so many pools, for a try")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
@@ -173,7 +177,7 @@ def learn(rank: int, given: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=given.processes)
     folder, main_process = given.out / "model", rank == 0
     if main_process:
-        write_start(folder, given.seed)
+        write_start(folder, given.seed, given.family)
     dist.barrier()
     model = start_model(folder, given.seed).train()
     weights = list(model.parameters())
