@@ -164,15 +164,30 @@ def write_record(folder: Path, now: Mapping[str, Any]) -> None:
 
 
 def write_asking(folder: Path, data_args: Any) -> None:
-    """Copies how the data set's records ask, which `prepare` left beside it, for `llamafactory-ext detect`."""
+    """Copies how the data set's records ask, which `prepare` left beside it, for `llamafactory-ext detect`.
+
+    Of several data sets it is the first one's; those that ask otherwise are named in it, and in the log.
+    """
     info = read_json(Path(str(data_args.dataset_dir), "dataset_info.json"))
-    names = [info.get(name) for name in data_args.dataset or ()]
-    for entry in names:
-        data = Path(str(data_args.dataset_dir), str(entry.get("file_name", ""))) if isinstance(entry, dict) else Path()
-        said = data.with_name(f"{data.stem}{ASKING_SUFFIX}") if data.name else data
-        if said.is_file():
-            write_whole(folder / ASKING, [said.read_text("utf-8")])
-            return
+    found: dict[str, dict[str, Any]] = {}
+    for name in data_args.dataset or ():
+        entry = info.get(name)
+        file = entry.get("file_name") if isinstance(entry, dict) else None
+        data = Path(str(data_args.dataset_dir), str(file))
+        if file and data.with_name(f"{data.stem}{ASKING_SUFFIX}").is_file():
+            found[name] = read_json(data.with_name(f"{data.stem}{ASKING_SUFFIX}"))
+    if not found:
+        return
+    first, *more = found
+    ways = {name: {key: value for key, value in found[name].items() if key != "types"} for name in found}
+    others = [name for name in more if ways[name] != ways[first]]
+    if others:
+        logger.warning_rank0(
+            f"{', '.join(others)}: asked otherwise than {first} (prompt, windows or thinning). `llamafactory-ext "
+            f"detect` asks as {first} does: name the data set first that is like what it will meet."
+        )
+    said = found[first] | ({"others": others} if others else {})
+    write_whole(folder / ASKING, [json.dumps(said, ensure_ascii=False, indent=1), "\n"])
 
 
 def is_finished(folder: Path, step: int) -> bool:

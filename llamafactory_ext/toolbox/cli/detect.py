@@ -169,7 +169,8 @@ def how_to_ask(given: argparse.Namespace) -> tuple[Asking, str]:
     cut += f", thinned to {points} points" if points else ""
     if path is None:
         return asking, f"asked by default, {cut}: no {ASKING} beside the adapter or the model says how it was trained"
-    return asking, f"asked as {path} says, options first: {cut}"
+    more = f"; {', '.join(asking.others)}: trained on as well, and asked otherwise" if asking.others else ""
+    return asking, f"asked as {path} says, options first: {cut}{more}"
 
 
 def _asking_file(given: argparse.Namespace) -> Path | None:

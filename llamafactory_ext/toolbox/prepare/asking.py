@@ -26,10 +26,13 @@ class Asking:
     compact_answers: bool = False
     types: tuple[str, ...] = ()
     """Of the anomalies, the commonest first."""
+    others: tuple[str, ...] = ()
+    """Data sets of the same training that were asked otherwise."""
 
     def as_json(self) -> str:
         """The file's content."""
-        return json.dumps({**vars(self), "types": list(self.types)}, ensure_ascii=False, indent=1) + "\n"
+        said = {key: value for key, value in vars(self).items() if key != "others" or value}
+        return json.dumps(said, ensure_ascii=False, indent=1) + "\n"
 
 
 def path_beside(data: Path) -> Path:
@@ -51,7 +54,8 @@ def read_asking(path: Path) -> Asking:
     """
     try:
         found: Any = json.loads(path.read_text("utf-8"))
-        asking = Asking(**{**found, "types": tuple(found.get("types", ()))})
+        lists = {key: tuple(found.get(key, ())) for key in ("types", "others")}
+        asking = Asking(**{**found, **lists})
         numbers = (asking.window, asking.stride, asking.points)
         if asking.prompt.count(MARKER) != 1 or not all(one is None or int(one) > 0 for one in numbers):
             raise ValueError(f"expected a prompt with one {MARKER}, and numbers of rows from 1 on")

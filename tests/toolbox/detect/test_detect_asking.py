@@ -1,5 +1,6 @@
 """How a model was taught to be asked: from prepare over the data set's folder into the adapter's."""
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,29 @@ def test_prepare_says_how_and_training_takes_it_along(gdsh: Gdsh, tmp_path: Path
         write_asking(tmp_path, SimpleNamespace(dataset_dir=tmp_path / "made", dataset=names))
         assert (tmp_path / ASKING).is_file() == copied
     assert read_asking(tmp_path / ASKING) == expected
+
+
+def test_data_sets_that_ask_otherwise_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from llamafactory_ext.toolbox.cli.detect import how_to_ask
+    from llamafactory_ext.training.folder import write_asking
+
+    whole, same = Asking("<ts><ts/>\n?", types=("甲",)), Asking("<ts><ts/>\n?", types=("乙",))
+    for name, asking in (("a", whole), ("b", same), ("c", Asking("<ts><ts/>\n?", window=50, stride=25))):
+        (tmp_path / f"{name}.detect.json").write_text(asking.as_json(), "utf-8")
+    entries = {name: {"file_name": f"{name}.jsonl"} for name in "abc"}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+
+    def trained(*names: str) -> tuple[Asking, str]:
+        write_asking(tmp_path, SimpleNamespace(dataset_dir=tmp_path, dataset=list(names)))
+        options = dict.fromkeys(("window", "stride", "points", "prompt"))
+        return how_to_ask(argparse.Namespace(adapter=str(tmp_path), model="", **options))
+
+    assert trained("a", "b")[0] == whole and "otherwise" not in trained("a", "b")[1]
+    asking, said = trained("a", "b", "c")
+    assert asking == Asking(**{**vars(whole), "others": ("c",)})
+    assert "c: trained on as well, and asked otherwise" in said
+    assert "c: asked otherwise than a (prompt, windows or thinning)" in caplog.text
+    assert trained("c", "a")[0].window == 50
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"prompt": "a"}', '{"prompt": "<ts><ts/>", "window": 0}', '{"promt": 1}'])
