@@ -84,3 +84,19 @@ def test_neat_packing_equals_not_packing(
     ]
     assert sum(count for _, count in found) == sum(count for _, count in single)
     assert sum(loss for loss, _ in found) == pytest.approx(sum(loss for loss, _ in single), rel=1e-5)
+
+
+def test_a_series_of_a_batch_may_be_a_files_path(unequal: Path, tokenise: Callable[..., Any]) -> None:
+    """As a user of LLaMA-Factory's chat attaches it; what is neither path nor numbers is refused."""
+    run = tokenise(unequal)
+    ids = run["train_dataset"][2]["input_ids"]
+    (path,) = unequal.rglob("b.csv")
+
+    def inputs(item: Any) -> Any:
+        return run["template"].mm_plugin.get_mm_inputs([], [], [item], [0], [0], [1], [ids], run["processor"])
+
+    expected = inputs([3, 1, 2])["timeseries"]
+    assert torch.equal(inputs(str(path))["timeseries"], expected)
+    assert torch.equal(inputs(path)["timeseries"], expected)
+    with pytest.raises(ValueError, match="found a series in float; expected a list of numbers or a CSV file's path"):
+        inputs(3.5)

@@ -199,6 +199,7 @@ class TestAnnotations:
                 assert row.fault
 
     def test_limits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert records.MAX_RECORD == 67_108_864, "as the documents say"
         monkeypatch.setattr(records, "MAX_RECORD", 3000)
         monkeypatch.setattr(records, "_CHUNK", 1000)
         good = ANNOTATION % '"x"'

@@ -50,13 +50,30 @@ def needed(recipe: Recipe, load: Load = RECORD) -> float:
     return total(SHAPE, recipe.settings("cuda", 1), load)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({"dtype": "float32"}, "float32"), ({"torch_dtype": "torch.float32"}, "float32"), ({}, "float16")],
+)
+def test_weights_are_in_the_type_that_the_config_states(
+    config: dict[str, Any], expected: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the newer name or the older one."""
+    monkeypatch.setattr("llamafactory_ext.toolbox.plan.recipe._config_of", lambda *_: config | {"ts": {}})
+    assert make(fp16=False).settings("cuda", 1).weight_dtype == expected
+
+
 # Cards
 
 
 def test_cards_by_name_and_by_size() -> None:
     assert named("cpu").device == "cpu" and named("CPU").found
     assert named("2080Ti") is CARDS["2080ti"] and named("RTX 3060") is CARDS["3060"]
-    assert named("10.5").gib == 10.5 and named("24GB").gib == 24 and named("24GB").capability is None
+    assert (
+        named("1").gib == 1
+        and named("10.5").gib == 10.5
+        and named("24GB").gib == 24
+        and named("24GB").capability is None
+    )
     assert of_recipe("2080ti_qlora_safe") is CARDS["2080ti"] and of_recipe("cpu_demo") is None
 
 
