@@ -192,6 +192,23 @@ def test_random_baseline_draws_like_the_labels() -> None:
         assert (min(starts), max(starts)) == (0, 99 - (end - start))
 
 
+def test_detectors_are_the_libraries_own_with_one_seed() -> None:
+    """Scores in the docs can be made again."""
+    from aeon.anomaly_detection.series import PyODAdapter
+    from aeon.anomaly_detection.series.distance_based import KMeansAD
+    from aeon.anomaly_detection.series.outlier_detection import IsolationForest
+    from pyod.models.pca import PCA
+
+    series = np.random.default_rng(3).normal(size=120).cumsum()
+    theirs = {
+        "iforest": IsolationForest(window_size=12, random_state=0).fit_predict(series, axis=0),
+        "sub_pca": PyODAdapter(PCA(random_state=0), window_size=12).fit_predict(series, axis=0),
+        "kmeans": KMeansAD(n_clusters=20, window_size=12, random_state=0).fit_predict(series, axis=0),
+    }
+    for name, expected in theirs.items():
+        np.testing.assert_array_equal(getattr(detectors, f"_{name}")(series, 12), expected)
+
+
 def flagged(series: list[Any], name: str) -> list[tuple[int, int]]:
     detector = DETECTORS[name]
     return detectors.flagged_intervals(detectors.point_scores(series, detector), detector.threshold or 3.0)

@@ -119,3 +119,12 @@ def test_flat_stretches_connect_nothing() -> None:
         two.append(series_keys(values))
     assert not set(two[0].tolist()) & set(two[1].tolist())
     assert series_keys(np.zeros(9)).tolist() == series_keys(-np.zeros(9)).tolist()
+
+
+@pytest.mark.parametrize("distinct", [7, 8])
+def test_stretches_of_eight_values_or_more_make_keys(distinct: int) -> None:
+    """Fewer are alike in series that have nothing to do with each other."""
+    stretch = np.tile(np.arange(distinct, dtype=float), 40)
+    one, other = (np.concatenate([[start], stretch]) for start in (100.0, 200.0))
+    shared = np.intersect1d(series_keys(one), series_keys(other))
+    assert (len(shared) > 0) == (distinct == 8)

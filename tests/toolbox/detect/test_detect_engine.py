@@ -174,6 +174,8 @@ def test_the_key_keeps_generate_to_the_grammar(demo: Path, free: Any) -> None:
     texts = [chat_text(one.prompt) for one in asked]
     inputs = free.processor(texts, [s for q in asked for s in q.series], padding=True, add_special_tokens=False)
     assert rows_of_series(free.model, inputs["input_ids"], inputs["timeseries"], 1) == [40, 7, 1, 130, 33]
+    for none in (None, inputs["timeseries"][:0]):
+        assert rows_of_series(free.model, inputs["input_ids"][:2], none, 2) == [0, 0, 0, 0]
     free.model.grammars = Grammars(free.tokenizer, free.model.config.vocab_size)
     try:
         found = free.model.generate(**inputs, max_new_tokens=30, do_sample=False, use_cache=True)
