@@ -9,10 +9,10 @@ from llamafactory_ext import __version__
 
 
 CHECKED = {
-    "llamafactory": ("0.9.4", "0.9.5"),
-    "transformers": ("4.57.1", "4.57.6", "5.5.4", "5.6.0"),
+    "llamafactory": ("0.9.4", "0.9.5", "0.9.6.dev0"),  # the last one: main at ff6d4d1
+    "transformers": ("4.57.1", "4.57.6", "5.5.4", "5.6.0", "5.8.0"),
     "torch": ("2.11.0",),
-    "peft": ("0.17.1", "0.18.1"),
+    "peft": ("0.17.1", "0.18.1", "0.20.0"),
 }
 
 # The oldest that the tests pass with.

@@ -143,7 +143,7 @@ class Trial:
         pip: tuple[str, ...] = ("python", "-m", "pip", "install", "-q", "--no-compile")
         if self.uv:
             pip = (self.uv, "pip", "install", "-q")
-            made = self.run("install", self.uv, "venv", "-q", "--python", python, "venv")
+            made = self.run("install", self.uv, "venv", "-q", "--seed", "--python", python, "venv")  # tests want pip
         else:
             made = self.run("install", python, "-m", "venv", "venv")
         made = made and self.run("install", *pip, *wanted)
