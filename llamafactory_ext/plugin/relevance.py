@@ -126,7 +126,13 @@ def _read(path: Path) -> dict[str, object]:
 def _names_own_dataset(values: dict[str, object]) -> bool:
     info = _read(Path(str(values.get("dataset_dir", "data"))) / "dataset_info.json")
     entries = [info.get(name) for key in ("dataset", "eval_dataset") for name in _names(values.get(key))]
-    return any(word in json.dumps(entries) for word in ('"gdsh"', '"chatts"', '"timeseries"'))
+    return any(f'"{word}"' in json.dumps(entries) for word in (*format_names(), "timeseries"))
+
+
+def format_names() -> list[str]:
+    """Returns the formats of data that this package adds: each is a file of its name, which is not imported here."""
+    files = Path(__file__).parents[1].joinpath("data", "formats").glob("*.py")
+    return sorted(file.stem for file in files if file.stem not in ("__init__", "format"))
 
 
 def _names(value: object) -> list[str]:

@@ -58,14 +58,14 @@ _OURS = "template chatts or a ChatTS checkpoint"
 _TEMPLATE = "template chatts"
 _CHECKPOINT = "ChatTS checkpoints"
 _WHY_LASTING = "SIGTERM saves a checkpoint and ends unfinished; whole checkpoints; rotation by step; a step is left"
-_ENTRIES = "entries with formatting gdsh, chatts or a column timeseries"
+_ENTRIES = "entries with formatting of this package or a column timeseries"
 
 
 SEAMS: tuple[Seam, ...] = (
     Seam(
         "llamafactory.data.converter:register_dataset_converter",
         "llamafactory_ext.data.converter:install",
-        "data formats `gdsh` and `chatts`",
+        "the data formats of this package",
         _ENTRIES,
         ("name", "dataset_converter"),
         public=True,

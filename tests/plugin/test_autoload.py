@@ -22,9 +22,11 @@ import upstream
 from helpers_model import config_dict
 
 from llamafactory_ext import __version__
+from llamafactory_ext.data.formats import FORMATS
 from llamafactory_ext.plugin import activation
 from llamafactory_ext.plugin.relevance import run_needs_plugin
 from llamafactory_ext.plugin.seams import SEAMS
+from llamafactory_ext.plugin.versions import CHECKED
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -558,10 +560,17 @@ def test_report_on_a_good_install(tmp_path: Path) -> None:
     done = upstream.run([sys.executable, "-m", "llamafactory_ext"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"llamafactory_ext {__version__}, Python" in done.stdout
-    assert f"llamafactory   {upstream.installed_version()}  (checked with 0.9.4, 0.9.5)" in done.stdout
+    assert (
+        f"llamafactory   {upstream.installed_version()}  (checked with {', '.join(CHECKED['llamafactory'])})"
+        in done.stdout
+    )
     for seam in SEAMS:
         assert f" {seam.target.removeprefix('llamafactory.')} " in done.stdout
-    for line in ("Data formats: gdsh, chatts. Template: chatts.", "Autoload: in place.", "LLAMAFACTORY_EXT=0"):
+    for line in (
+        f"Data formats: {', '.join(FORMATS)}. Template: chatts.",
+        "Autoload: in place.",
+        "LLAMAFACTORY_EXT=0",
+    ):
         assert line in done.stdout
     assert "missing" not in done.stdout and activation.WAITING not in done.stdout
 

@@ -167,6 +167,7 @@ def test_a_format_is_one_file_and_one_word(
     from llamafactory.data import converter as upstream
 
     from llamafactory_ext.data import converter, formats
+    from llamafactory_ext.toolbox.session import recipe
 
     (tmp_path / "toy_format.py").write_text(TOY)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -177,7 +178,16 @@ def test_a_format_is_one_file_and_one_word(
     (gdsh.folder / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "toy.txt", "formatting": "toy"}}))
     rows = tokenise(gdsh.folder)["train_dataset"]
     assert [row["audios"] for row in rows] == [[[1, 2, 3, 4]], [[5, 6, 9]]]
+    assert list(recipe._entries("a", str(gdsh.folder))) == ["a"]  # what `check` takes
     sys.modules.pop("toy_format")
+
+
+def test_a_format_is_known_by_its_files_name() -> None:
+    """Before anything of it is imported: whether a run needs the plugin is asked in every process."""
+    from llamafactory_ext.data.formats import FORMATS
+    from llamafactory_ext.plugin.relevance import format_names
+
+    assert format_names() == sorted(FORMATS)
 
 
 def test_the_package_is_this_one() -> None:

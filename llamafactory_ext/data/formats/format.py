@@ -90,9 +90,11 @@ def contradicting(records: Iterable[tuple[str, str]]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Format:
-    """One format. Its functions get ``attr``, LLaMA-Factory's ``DatasetAttr`` of the entry, completed.
+    """One format, in a file of its name. Its functions get ``attr``, LLaMA-Factory's ``DatasetAttr`` of the entry,
+    completed; where its ``unlabelled`` is true, the run predicts, and records may lack the answer.
 
-    Whatever is wrong with a record is raised as ``GdshError`` or ``SeriesError``, without the record's name.
+    Whatever is wrong with a record is raised by `read` or `check` as ``GdshError`` or ``SeriesError``, without the
+    record's name; `lines` names file and record itself, and gives each key one type.
     """
 
     name: str

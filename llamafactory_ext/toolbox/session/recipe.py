@@ -134,6 +134,8 @@ def _entries(names: str, folder: Any) -> dict[str, Any]:
     """Returns upstream's entries by name; a path has the entry that a file of ChatTS records would have."""
     from llamafactory.data.parser import get_dataset_list
 
+    from llamafactory_ext.data.formats import FORMATS
+
     if _is_file(names):
         path = Path(names)
         if not path.is_file():
@@ -156,9 +158,10 @@ def _entries(names: str, folder: Any) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as err:
         raise UsageError(f"{info}: {err}") from err
     for name, entry in found.items():
-        if entry.formatting not in ("gdsh", "chatts"):
+        if entry.formatting not in FORMATS:
+            known_ones = ", ".join(FORMATS)
             raise UsageError(
-                f"{info}: {name} has formatting {entry.formatting!r}; only gdsh and chatts can be checked"
+                f"{info}: {name} has formatting {entry.formatting!r}; what can be checked is {known_ones}"
             )
     return found
 
