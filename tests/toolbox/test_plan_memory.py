@@ -266,9 +266,9 @@ def test_logits_are_taken_in_the_pieces_that_the_model_takes():
     ],
 )
 def test_the_loss_is_that_of_one_piece_of_labels(labels, at_once, changes, hidden):
-    # Of a piece its logits in float16, and six rows of them (2**20 // 152,064) twice in float32; what the final norm takes
-    # and gives; states that labels follow, and their gradients; of LoRA's weights (48 layers' q, k, v, and the encoder's
-    # five) what autocast made of them.
+    # Of a piece its logits in float16, and six rows of them (2**20 // 152,064) twice in float32; what the final norm
+    # takes and gives; states that labels follow, and their gradients; of LoRA's weights (48 layers' q, k, v, and the
+    # encoder's five) what autocast made of them.
     lora = 48 * 8 * (5120 + 5120 + 2 * (5120 + 1024)) + 8 * (136 + 5120) + 4 * 8 * (5120 + 5120)
     cast = 0 if "finetuning_type" in changes else 2 * lora
     logits = (2 * at_once + 8 * min(6, at_once)) * 152_064

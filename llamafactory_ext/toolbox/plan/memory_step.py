@@ -15,11 +15,8 @@ _PROJECTIONS = (
     ("gate_proj", "up_proj"),
     ("down_proj",),
 )  # by their input
-_LOGITS_AT_ONCE, _FEWEST_LABELS, _LOGITS_OF_ROWS = (
-    2**26,
-    16,
-    2**20,
-)  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
+# As `llamafactory_ext.model.loss`, which needs torch; a test compares.
+_LOGITS_AT_ONCE, _FEWEST_LABELS, _LOGITS_OF_ROWS = 2**26, 16, 2**20
 
 _PIECE, _LOGITS_OF_A_PIECE = 2**26, 2**23  # as `llamafactory_ext.model.streamed_head`
 
@@ -226,7 +223,7 @@ def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 
 
 def final_norm_bytes(shape: Shape, settings: Settings, load: Load) -> int:
-    """Peak of the last norm's backward pass: input and gradient, and three or four times as many numbers in float32."""
+    """Peak of the last norm's backward pass: input, gradient, and three or four times as many numbers in float32."""
     hidden = hidden_bytes(settings)
     return load.tokens * shape.hidden_size * (2 * hidden + (16 if hidden == 4 else 12))
 
