@@ -75,6 +75,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-train
 	OMP_NUM_THREADS=1 python tools/bench/files_to_tokens.py $(if $(GROW),--grow $(GROW))
 	OMP_NUM_THREADS=1 python tools/bench/bench.py
+	OMP_NUM_THREADS=1 python tools/bench/predict.py
 	OMP_NUM_THREADS=1 python tools/bench/count.py
 
 # The project beside other versions of LLaMA-Factory, transformers and Python: a quarter of an hour and 6 GB for each, one

@@ -1,23 +1,26 @@
 """The next-token loss, taken where a label is kept and in pieces.
 
 Logits are the largest thing in a step: over a vocabulary of 150,000 one label takes 0.6 MiB in float32, several times
-over. So the head never runs for a prompt, and for an answer only on as many labels as fit 128 MiB at a time. A frozen
-head has the gradient of a piece taken at once, while its logits are there, and what is kept is that gradient,
-``[labels, hidden_size]``: nothing is computed twice. Where the head is trained, and with ZeRO-3, each piece's logits
-but the last one's are computed again when their gradient is due: the head's matrix product runs a third time. The
-result differs from the whole computation by float rounding only.
+over. So the head never runs for a prompt, and for an answer only on as many labels as fit 256 MiB at a time (half of
+that in half precision). Their gradient is written where they lay, a few rows at a time: what is float32 in between
+fits a processor's cache. A frozen head has the gradient of a piece taken at once, while its logits are there, and what
+is kept is that gradient, ``[labels, hidden_size]``: nothing is computed twice. Where the head is trained, and with
+ZeRO-3, each piece's logits but the last one's are computed again when their gradient is due: the head's matrix product
+runs a third time. The result differs from the whole computation by float rounding only.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 
-_LOGITS_AT_ONCE = 2**25  # elements, 128 MiB in float32: with ChatTS-14B a layer's backward pass takes as much
+_LOGITS_AT_ONCE = 2**26  # elements, 128 MiB in float16: with ChatTS-14B a layer's backward pass takes as much
+_ROWS_AT_ONCE = 2**20  # elements, 4 MiB in float32
 _FEWEST = 16  # labels: below, a GPU reads the head's weights more often than it is worth
 _FINE_BITS = 8  # small probabilities stay above zero in float16, and 256 times a mean of weights within its range
 
@@ -25,6 +28,17 @@ _FINE_BITS = 8  # small probabilities stay above zero in float16, and 256 times 
 def labels_at_once(vocab_size: int) -> int:
     """Returns the number of labels whose logits are computed together."""
     return max(_FEWEST, _LOGITS_AT_ONCE // vocab_size)
+
+
+def summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the summed cross entropy in float32, as torch's over ``logits.float()``.
+
+    Arguments:
+        logits: ``[labels, vocabulary]``; their gradient is written into them, so that nobody else may want them.
+        targets: ``[labels]``, all of them kept.
+    """
+    loss: torch.Tensor = _CrossEntropy.apply(logits, targets)
+    return loss
 
 
 def summed_in_pieces(
@@ -106,3 +120,28 @@ def _loss_and_slope(
     with torch.autocast(hidden.device.type, enabled=False):
         loss.backward(torch.full_like(loss, scale))
     return loss.detach(), hidden.grad
+
+
+class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets)
+        total = torch.zeros((), dtype=torch.float32, device=logits.device)
+        for rows, own in _few_rows(logits, targets):
+            total -= torch.log_softmax(rows.float(), dim=-1).gather(1, own).sum()
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        for rows, own in _few_rows(logits, targets):
+            gradient = torch.softmax(rows.float(), dim=-1)
+            gradient.scatter_add_(1, own, gradient.new_full(own.shape, -1))
+            rows.copy_(gradient.mul_(slope))
+        return logits, None
+
+
+def _few_rows(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    count = max(1, _ROWS_AT_ONCE // logits.shape[-1])
+    return zip(logits.split(count), targets.unsqueeze(-1).split(count), strict=True)

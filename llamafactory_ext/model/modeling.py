@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.graph import save_on_cpu
 from transformers import BitsAndBytesConfig, LogitsProcessorList, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -27,7 +28,7 @@ from .config import Qwen2TSConfig, Qwen3TSConfig
 from .constrained import Grammars, rows_of_series
 from .encoder import TimeSeriesEncoder
 from .last_layer import read_rows_only
-from .loss import summed_in_pieces
+from .loss import summed_cross_entropy, summed_in_pieces
 from .published import copy_published_files
 from .streamed_head import StreamedHead
 
@@ -235,9 +236,14 @@ class ChatTSMixin:
         count = kwargs.pop("num_items_in_batch", None)
         count = max(1, len(rows)) if count is None else count
 
+        loss_function = self.loss_function  # type: ignore[attr-defined]
+
         def piece_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            loss: torch.Tensor = self.loss_function(  # type: ignore[attr-defined]
-                logits=self.lm_head(hidden),
+            logits = self.lm_head(hidden)
+            if loss_function is ForCausalLMLoss:
+                return summed_cross_entropy(logits, targets) / count
+            loss: torch.Tensor = loss_function(
+                logits=logits,
                 labels=None,
                 vocab_size=self.config.vocab_size,
                 shift_labels=targets,

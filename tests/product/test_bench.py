@@ -193,14 +193,18 @@ def test_a_way_that_fails_is_told_in_its_cells():
     assert cells[1:] == ["failed", "2.00", "–", "failed", "3", "–", "failed", "–", "–"]
 
 
-def test_the_two_ways_are_compared_across_checkpoints():
-    """By hand: 2 of 8 s, 300 of 1200 bytes; and nothing where a row or a way is missing."""
-    kept = {"row": "record", "ours": {}, "published": {"seconds": 8.0, "activations": 1200}}
-    left_out = {"row": "at-once", "ours": {"seconds": 2.0, "activations": 300}, "published": {}}
-    told = bench.compare_across([kept, left_out])
-    assert told is not None and "0.25 of the time, 0.25 of the memory" in told
-    assert bench.compare_across([kept]) is None
-    assert bench.compare_across([kept, left_out | {"ours": {"error": "exit status 1"}}]) is None
+def test_with_room_ours_alone_leaves_checkpoints_out():
+    from dataclasses import replace
+
+    row = replace(TINY, points=90, has_room=True)
+    kept = {}
+    for way in ("ours", "published"):
+        model = one_step._prepare(row, way, "cpu", False)[0]
+        kept[way] = {layer.gradient_checkpointing for layer in model.base_model.model.model.layers}
+    assert kept == {"ours": {False}, "published": {True}}
+    assert bench.predict(row, {"device": "cpu", "baseline": 0}, False) == bench.predict(
+        replace(row, checkpointing=False), {"device": "cpu", "baseline": 0}, False
+    )
 
 
 def test_from_files_to_tokens(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from llamafactory_ext.model.keep_less import keep_less
 from llamafactory_ext.toolbox.plan.memory import Load, Settings, at_worst, on_device, on_host, while_loading
 from llamafactory_ext.toolbox.plan.memory_step import (
     encoder_activation_bytes,
+    final_norm_bytes,
     kept_bytes,
     labels_at_once,
     layer_bytes,
@@ -257,33 +258,45 @@ def test_logits_are_taken_in_the_pieces_that_the_model_takes():
         (0, 0, {}, 2),
         (1, 1, {}, 2),
         (120, 120, {}, 2),
-        (220, 220, {}, 2),  # 2**25 // 152,064: the last number that is one piece
-        (221, 111, {}, 2),
-        (500, 167, {}, 2),
+        (441, 441, {}, 2),  # 2**26 // 152,064: the last number that is one piece
+        (442, 221, {}, 2),
+        (1000, 334, {}, 2),
         (120, 120, {"upcast_layernorm": True}, 4),
         (120, 120, {"finetuning_type": "full", "quantization_bit": None}, 4),
     ],
 )
 def test_the_loss_is_that_of_one_piece_of_labels(labels, at_once, changes, hidden):
-    # Of a piece three times its logits in float32; what the final norm takes and gives; states that labels follow, and
-    # their gradients; of LoRA's weights (48 layers' q, k, v, and the encoder's five) what autocast made of them.
+    # Of a piece its logits in float16, and six rows of them (2**20 // 152,064) twice in float32; what the final norm
+    # takes and gives; states that labels follow, and their gradients; of LoRA's weights (48 layers' q, k, v, and the
+    # encoder's five) what autocast made of them.
     lora = 48 * 8 * (5120 + 5120 + 2 * (5120 + 1024)) + 8 * (136 + 5120) + 4 * 8 * (5120 + 5120)
     cast = 0 if "finetuning_type" in changes else 2 * lora
-    expected = 3 * 4 * at_once * 152_064 + 2 * 1045 * 5120 * hidden + 2 * labels * 5120 * hidden + cast
+    logits = (2 * at_once + 8 * min(6, at_once)) * 152_064
+    expected = logits + 2 * 1045 * 5120 * hidden + 2 * labels * 5120 * hidden + cast
     assert loss_bytes(BIG, replace(QLORA, **changes), replace(RECORD, labels=labels)) == expected
 
 
 def test_a_small_vocabulary_is_taken_at_once_and_a_large_one_in_sixteens():
-    for vocabulary, at_once in ((2**25, 16), (2**21, 16), (2**21 - 1, 16), (2**25 // 17, 17), (2**10, 2**15)):
+    for vocabulary, at_once in ((2**26, 16), (2**22, 16), (2**22 - 1, 16), (2**26 // 17, 17), (2**10, 2**16)):
         assert labels_at_once(vocabulary) == at_once
 
 
 def test_what_a_step_takes_beyond_the_largest_layer_is_the_loss():
     layer, loss = layer_bytes(BIG, QLORA, RECORD), loss_bytes(BIG, QLORA, RECORD)
     assert layer > loss and on_device(BIG, QLORA, RECORD)["logits"] == 0
-    few = Load(tokens=220, labels=200, patches=20)
-    layer, loss = layer_bytes(BIG, QLORA, few), loss_bytes(BIG, QLORA, few)
-    assert loss > layer and on_device(BIG, QLORA, few)["logits"] == loss - layer
+    few, plain = Load(tokens=441, labels=441, patches=0), replace(QLORA, quantization_bit=None)
+    layer, loss = layer_bytes(BIG, plain, few), loss_bytes(BIG, plain, few)
+    assert loss > layer and on_device(BIG, plain, few)["logits"] == loss - layer
+
+
+@pytest.mark.parametrize(("changes", "each"), [({}, 2 * 2 + 3 * 4), ({"upcast_layernorm": True}, 2 * 4 + 4 * 4)])
+def test_with_layers_that_kept_all_the_last_norm_can_be_the_peak(changes, each):
+    """Of 4096 tokens, where a piece of the loss takes less, and the next layers' backward passes recompute nothing."""
+    long = Load(tokens=4096, labels=600, patches=2500)
+    chosen = replace(QLORA, layers_without_checkpoints=2, **changes)
+    assert final_norm_bytes(BIG, chosen, long) == 4096 * 5120 * each
+    layer = layer_bytes(BIG, chosen, long)
+    assert on_device(BIG, chosen, long)["logits"] == 4096 * 5120 * each - layer > 0
 
 
 def test_a_layers_backward_pass():

@@ -99,9 +99,59 @@ def test_pieces_add_up(labels: int, size: int, width: int, seed: int) -> None:
 
 
 @given(vocab=st.integers(1, 10**6))
-def test_piece_fits_128_mib_unless_it_is_the_smallest(vocab: int) -> None:
+def test_piece_fits_256_mib_unless_it_is_the_smallest(vocab: int) -> None:
     labels = loss.labels_at_once(vocab)
-    assert labels == 16 or labels * vocab * 4 <= 128 * 2**20 < (labels + 1) * vocab * 4
+    assert labels == 16 or labels * vocab * 4 <= 256 * 2**20 < (labels + 1) * vocab * 4
+
+
+@given(
+    labels=st.integers(0, 9), vocab=st.integers(1, 40), rows=st.integers(1, 4),
+    spread=st.sampled_from([0.1, 3.0, 40.0]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), slope=st.sampled_from([1.0, 256.0]),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+@settings(deadline=None)
+def test_cross_entropy_in_place(
+    labels: int, vocab: int, rows: int, spread: float, dtype: torch.dtype, slope: float, seed: int
+) -> None:
+    """Against torch's over float32 copies, some rows at a time; half precision is rounded once, at the end."""
+    torch.manual_seed(seed)
+    given, targets = (torch.randn(labels, vocab) * spread).to(dtype), torch.randint(0, vocab, (labels,))
+    found, expected = given.clone().requires_grad_(), given.clone().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "_ROWS_AT_ONCE", rows * vocab)
+        logits = found * 1
+        ours = loss.summed_cross_entropy(logits, targets)
+        ours.backward(torch.tensor(slope))
+    theirs = nn.functional.cross_entropy(expected.float(), targets, reduction="sum")
+    theirs.backward(torch.tensor(slope))
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    rounding = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(found.grad, expected.grad, rtol=rounding, atol=slope * 1e-6)
+    assert torch.equal(logits.detach(), found.grad), "written where they lay"
+
+
+def test_logits_that_somebody_else_wants_stop_the_backward_pass() -> None:
+    """The gradient is written over them: torch notices, and gives no wrong result."""
+    given = torch.randn(3, 5, requires_grad=True)
+    logits = given * 1
+    both = logits.square().sum() + loss.summed_cross_entropy(logits, torch.tensor([0, 1, 2]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        both.backward()
+
+
+def test_a_loss_of_somebody_elses_is_the_one_that_is_taken(family: str) -> None:
+    model, seen = trained(family), []
+
+    def halved(logits: torch.Tensor, shift_labels: torch.Tensor, **others: Any) -> torch.Tensor:
+        seen.append(others["vocab_size"])
+        return nn.functional.cross_entropy(logits, shift_labels, reduction="sum") / others["num_items_in_batch"] / 2
+
+    plain = float(model(**batch()).loss.detach())
+    model.loss_function = halved
+    assert float(model(**batch()).loss.detach()) == pytest.approx(plain / 2, rel=1e-6)
+    assert seen == [320]
 
 
 def test_accumulated_batches_share_a_divisor(family: str) -> None:

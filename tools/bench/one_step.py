@@ -92,7 +92,7 @@ def _prepare(row: Row, way: str, device: str, embedding_on_cpu: bool) -> tuple[A
         attention.use_where_it_suits(model, torch.cuda.get_device_capability())
     if embedding_on_cpu:
         host_embedding.move_embedding_to_cpu(model)
-    model = add_lora(model, row.checkpointing)
+    model = add_lora(model, row.checkpoints(way))
     optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     return model, make_batch(row, way, device), optimiser, torch.amp.GradScaler("cuda") if cuda else None
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from .memory_step import (
     encoder_activation_bytes,
+    final_norm_bytes,
     forward_bytes,
     input_bytes,
     kept_bytes,
@@ -53,13 +54,13 @@ def at_worst(shape: Shape, load: Load) -> Load:
 def on_device(shape: Shape, settings: Settings, load: Load) -> dict[str, int]:
     """Returns the bytes at the peak of a step, by part; they add up to it.
 
-    A step peaks before or where the loss is taken, or in the backward pass of a layer, not in both: "largest layer" is
-    the latter, "logits" what the former takes beyond it (0 where it stays below). Both hold beside "checkpoints" and
+    A step peaks around the loss, or in the backward pass of a layer, not in both: "largest layer" is the latter,
+    "logits" what the former takes beyond it (0 where it stays below). Both hold beside "checkpoints" and
     "encoder activations", which wait for their backward pass.
     """
     cuda = settings.device == "cuda"
     layer, loss = layer_bytes(shape, settings, load), loss_bytes(shape, settings, load)
-    loss = max(loss, forward_bytes(shape, settings, load))
+    loss = max(loss, forward_bytes(shape, settings, load), final_norm_bytes(shape, settings, load))
     checkpoints = input_bytes(shape, settings, load) + kept_bytes(shape, settings, load)
     coming = layers_on_their_way(shape, settings)  # in a layer, not where the loss is taken
     series, rest = encoder_activation_bytes(shape, settings, load), max(0, loss - layer - coming)

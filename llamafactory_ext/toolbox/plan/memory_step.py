@@ -15,7 +15,8 @@ _PROJECTIONS = (
     ("gate_proj", "up_proj"),
     ("down_proj",),
 )  # by their input
-_LOGITS_AT_ONCE, _FEWEST_LABELS = 2**25, 16  # as `llamafactory_ext.model.loss`, which needs torch; a test compares
+# As `llamafactory_ext.model.loss`, which needs torch; a test compares.
+_LOGITS_AT_ONCE, _FEWEST_LABELS, _LOGITS_OF_ROWS = 2**26, 16, 2**20
 
 _PIECE, _LOGITS_OF_A_PIECE = 2**26, 2**23  # as `llamafactory_ext.model.streamed_head`
 
@@ -201,7 +202,7 @@ def _adapter_casts(shape: Shape, settings: Settings) -> int:
 
 
 def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
-    """Peak of the loss: probabilities, their gradient and the logits' gradient, in float32, of one piece of labels.
+    """Peak of the loss: one piece's logits, as the head writes them, and a few rows' of them twice in float32.
 
     Autocast still has its copies of the adapter's weights then. With a streamed head: two pieces of its weight, logits
     by one of them, and for each label a few rows in float32.
@@ -217,7 +218,14 @@ def loss_bytes(shape: Shape, settings: Settings, load: Load) -> int:
         logits = 3 * 4 * min(load.labels * rows, _LOGITS_OF_A_PIECE)
         return pieces_bytes + logits + 5 * 4 * load.labels * shape.hidden_size + final_norm + gathered
     slopes = load.labels * shape.hidden_size * hidden_bytes(settings)  # of all pieces
-    return 3 * 4 * labels * shape.vocab_size + final_norm + gathered + slopes
+    rows = min(labels, max(1, _LOGITS_OF_ROWS // shape.vocab_size))
+    return (labels * settings.compute_bytes + 2 * rows * 4) * shape.vocab_size + final_norm + gathered + slopes
+
+
+def final_norm_bytes(shape: Shape, settings: Settings, load: Load) -> int:
+    """Peak of the last norm's backward pass: input, gradient, and three or four times as many numbers in float32."""
+    hidden = hidden_bytes(settings)
+    return load.tokens * shape.hidden_size * (2 * hidden + (16 if hidden == 4 else 12))
 
 
 def encoder_activation_bytes(shape: Shape, settings: Settings, load: Load) -> int:
