@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafactory_ext.model import TimeSeriesEncoder
+from llamafactory_ext.model.limits import _encoder_weights
 from llamafactory_ext.series import encode
 
 
@@ -154,3 +155,10 @@ def test_published_names_and_shapes():
     expected |= {f"mlp.{index}.weight": (width, width) for index in (2, 4, 6, 8)}
     expected |= {f"mlp.{index}.bias": (width,) for index in (0, 2, 4, 6, 8)}
     assert shapes == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 16, "embedding_dim": 3, "num_layers": 2}])
+def test_weights_are_counted_before_the_encoder_is_made(changes: dict[str, int]) -> None:
+    """Its matrices, which a config of a stranger may make as large as it says."""
+    matrices = [one.numel() for one in build(**changes).parameters() if one.ndim == 2]
+    assert _encoder_weights(ts_section(**changes)) == sum(matrices)

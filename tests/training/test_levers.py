@@ -51,6 +51,18 @@ def check_same(model: Any, plain: Any) -> None:
 # The loss in pieces
 
 
+def test_processes_agree_on_the_number_of_pieces_under_zero3_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere each has its own number, and waiting for one another would cost, or hang where one has no labels."""
+    asked = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: asked.append(int(tensor)))
+    hidden, targets = torch.randn(6, 4, requires_grad=True), torch.zeros(6, dtype=torch.long)
+    for zero3 in (False, True):
+        monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda zero3=zero3: zero3)
+        loss.summed_in_pieces(lambda rows, _: rows.sum(), hidden, targets, 11, head_is_trained=True)
+        assert len(asked) == zero3
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 10_000])
 def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = trained(family), []
