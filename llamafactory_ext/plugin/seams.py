@@ -236,7 +236,8 @@ SEAMS: tuple[Seam, ...] = (
         "llamafactory.api.app:create_app",
         "llamafactory_ext.serving.api:install_app",
         "audio is sound or an address; what is wrong ends in a 500, or in a stream that waits for ever; any web page "
-        "may ask; bodies of any size are read, before the key; a client that leaves is answered to the end",
+        "may ask; bodies of any size are read, before the key; a client that leaves is answered to the end; Python's "
+        "collector holds all requests while it looks through what is imported (`gc.freeze` leaves that out)",
         _TEMPLATE,
         ("chat_model",),
     ),
