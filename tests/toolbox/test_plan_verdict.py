@@ -28,9 +28,10 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture(autouse=True, scope="module")
 def no_network() -> Iterator[None]:
-    """As where no config.json can be reached."""
+    """As where no config.json can be reached, and the disk has room for what would be downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llamafactory_ext.toolbox.plan.recipe._config_of", lambda *_: None)
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000 * GIB))
         yield
 
 
