@@ -2,19 +2,25 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from llamafactory_ext.errors import GdshError, excerpt
 
 
 IMAGE = "<image>"
 MARKER = "<ts><ts/>"
-ASKING, ASKING_SUFFIX = "detect.json", ".detect.json"
-"""Files that say how a model was taught to ask: beside it, and ``train.detect.json`` beside ``train.jsonl``."""
+ASKING = "detect.json"
+"""The file beside a model that says how it was taught to be asked."""
 
 _CONTROL = re.compile(r"<\|\w+\|>")  # all special tokens of Qwen look so: <|im_end|>, <|endoftext|>, <|image_pad|>
 _FRAMES = re.compile(r"<\|\w+\|>|</?(?:tool_call|tool_response|think)>")  # no special tokens, and tokens all the same
 
 _ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|(/))")
+
+
+def asking_beside(data: Path) -> Path:
+    """Returns where the same is said of a data set's file: ``train.detect.json`` beside ``train.jsonl``."""
+    return data.with_name(f"{data.stem}.{ASKING}")
 
 
 def place_markers(messages: Sequence[str], series: int) -> tuple[list[str], bool]:

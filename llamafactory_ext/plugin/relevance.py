@@ -126,7 +126,8 @@ def _read(path: Path) -> dict[str, object]:
 def _names_own_dataset(values: dict[str, object]) -> bool:
     info = _read(Path(str(values.get("dataset_dir", "data"))) / "dataset_info.json")
     entries = [info.get(name) for key in ("dataset", "eval_dataset") for name in _names(values.get(key))]
-    return any(f'"{word}"' in json.dumps(entries) for word in (*format_names(), "timeseries"))
+    said = json.dumps(entries)
+    return any(f'"{word}"' in said for word in (*format_names(), "timeseries"))
 
 
 def format_names() -> list[str]:

@@ -20,7 +20,7 @@ from llamafactory.extras import logging
 from llamafactory.extras.constants import CHECKPOINT_NAMES
 
 from llamafactory_ext.files import write_whole
-from llamafactory_ext.gdsh.prompts import ASKING, ASKING_SUFFIX
+from llamafactory_ext.gdsh.prompts import ASKING, asking_beside
 from llamafactory_ext.training.whole_checkpoints import WRITTEN_LAST, checkpoints, first_fault, read_json
 
 
@@ -173,9 +173,8 @@ def write_asking(folder: Path, data_args: Any) -> None:
     for name in data_args.dataset or ():
         entry = info.get(name)
         file = entry.get("file_name") if isinstance(entry, dict) else None
-        data = Path(str(data_args.dataset_dir), str(file))
-        if file and data.with_name(f"{data.stem}{ASKING_SUFFIX}").is_file():
-            found[name] = read_json(data.with_name(f"{data.stem}{ASKING_SUFFIX}"))
+        if file and (asking := asking_beside(Path(str(data_args.dataset_dir), str(file)))).is_file():
+            found[name] = read_json(asking)
     if not found:
         return
     first, *more = found

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from llamafactory_ext.gdsh.events import agreement, event_counts
 from llamafactory_ext.gdsh.readings import place, read_answer
-from llamafactory_ext.model import ChatTSProcessor, Qwen2TSForCausalLM, Qwen3TSForCausalLM, read_config
+from llamafactory_ext.model import ChatTSProcessor, read_config
 from llamafactory_ext.toolbox.cli.terminal import DONE, complain, print_table, run
 from llamafactory_ext.toolbox.demo.writing import MINI
 
@@ -186,8 +187,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found here, too")
     given = parser.parse_args()
     config = read_config(str(given.model))
-    family = Qwen3TSForCausalLM if config.model_type == "qwen3ts" else Qwen2TSForCausalLM
-    model = family.from_pretrained(given.model, config=config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(given.model, config=config, dtype=torch.float32).eval()
     asked = Asked(given.model, draw("plain", given.records, 0, every_type=True))
     answers = asked.answers(model)
     logits = list(asked.logits(model, answers))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.gdsh import GdshError
-from llamafactory_ext.gdsh.prompts import ASKING_SUFFIX, MARKER
+from llamafactory_ext.gdsh.prompts import MARKER
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,6 @@ class Asking:
         """The file's content."""
         said = {key: value for key, value in vars(self).items() if key != "others" or value}
         return json.dumps(said, ensure_ascii=False, indent=1) + "\n"
-
-
-def path_beside(data: Path) -> Path:
-    """Returns where the file lies that belongs to a data set's file."""
-    return data.with_name(f"{data.stem}{ASKING_SUFFIX}")
 
 
 def commonest(prompts: Counter[tuple[str, str]]) -> tuple[str, str]:

@@ -16,8 +16,9 @@ from typing import Any
 
 from llamafactory_ext.files import Drafts, WriteError
 from llamafactory_ext.gdsh import GdshError
+from llamafactory_ext.gdsh.prompts import asking_beside
 
-from .asking import Asking, commonest, path_beside
+from .asking import Asking, commonest
 from .options import Options, PrepareError, check_options
 from .outputs import Outputs
 from .points import golden_keys, prepare_batch
@@ -110,7 +111,7 @@ def _draft_asking(drafts: Drafts, options: Options, tally: Tally) -> None:
         types = tuple(kind for kind, _ in tally.types.most_common() if kind)
         stride = options.stride or options.window
         asking = Asking(prompt, system, options.window, stride, options.max_points, options.compact_answers, types)
-        drafts.write(path_beside(options.out), asking.as_json().encode("utf-8", "backslashreplace"))
+        drafts.write(asking_beside(options.out), asking.as_json().encode("utf-8", "backslashreplace"))
 
 
 def _nothing_left(spool: Spool, tally: Tally) -> str:
