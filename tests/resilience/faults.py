@@ -5,8 +5,9 @@ python tests/resilience/faults.py --count 100 --seed 1 --out faults.json
 Drawn alike from all places of the core where one of these can be done: a comparison turned round or off by its limit,
 `and` for `or`, a `not` left out, a whole number off by one, `+` for `-`, a statement dropped (a call, a raise, an
 addition, an `if` without `else`). Docstrings, messages and annotations are no such places. The tests are those of the
-module's own part, then those of the parts that use it; the first red one ends the search. Works on a copy of the
-checkout; what stands in --out already is not done again.
+module's own part, those that bear its name first, then those of the parts that use it; the first red one ends the
+search. Works on a copy of the checkout; what stands in --out already is not done again. --share 1/2 and, with another
+--out, 2/2 do a half each, side by side.
 """
 
 import argparse
@@ -132,10 +133,14 @@ def is_noticed(copy: Path, fault: Fault) -> str:
     good = path.read_bytes()
     path.write_bytes(good[: fault.start] + fault.text.encode() + good[fault.end :])
     part = next(part for part in TESTS if fault.file.startswith(part))
+    named = sorted(path.relative_to(copy) for path in (copy / "tests").rglob(f"test_*{Path(fault.file).stem}*.py"))
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *TESTS[part]]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(
+            [*command, *map(str, named), *TESTS[part]],
+            cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "timeout"
     finally:
@@ -150,13 +155,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", default="1/1", metavar="K/N")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args()
     missing = [path for paths in TESTS.values() for path in paths if not (ROOT / path).exists()]
     if missing:
         parser.error(f"no tests {', '.join(missing)}: correct TESTS")
     places = [fault for file in core() for fault in faults_of(ROOT / PACKAGE / file, file)]
-    drawn = random.Random(given.seed).sample(places, given.count)
+    share, shares = map(int, given.share.split("/"))
+    drawn = random.Random(given.seed).sample(places, given.count)[share - 1 :: shares]
     done = json.loads(given.out.read_text("utf-8")) if given.out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
