@@ -36,8 +36,8 @@ from llamafactory_ext.toolbox.detect.outputs import MASKS, PAGE, Results, write_
 from llamafactory_ext.toolbox.detect.page import write_page
 from llamafactory_ext.toolbox.detect.pipeline import Counts, Options, ask_all, find_files, parse_shard
 from llamafactory_ext.toolbox.detect.reading import How
+from llamafactory_ext.toolbox.importing.columns import Reading
 from llamafactory_ext.toolbox.importing.layout import PROMPTS
-from llamafactory_ext.toolbox.importing.sources import Reading
 from llamafactory_ext.toolbox.prepare.asking import Asking, read_asking
 from llamafactory_ext.toolbox.prepare.options import SMALLEST
 from llamafactory_ext.toolbox.session.silence import hush

@@ -11,11 +11,11 @@ import yaml
 
 from llamafactory_ext.errors import GdshError, UsageError
 from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, print_table, say, track
+from llamafactory_ext.toolbox.importing.columns import Reading
 from llamafactory_ext.toolbox.importing.labels import Choice
 from llamafactory_ext.toolbox.importing.layout import PROMPTS
 from llamafactory_ext.toolbox.importing.options import KINDS, Options, Report
 from llamafactory_ext.toolbox.importing.pipeline import import_data
-from llamafactory_ext.toolbox.importing.sources import Reading
 
 
 SHOWN = 20

@@ -12,9 +12,10 @@ import pandas as pd
 
 from llamafactory_ext.errors import GdshError
 from llamafactory_ext.gdsh import read_series
+from llamafactory_ext.toolbox.importing.columns import Reading
 from llamafactory_ext.toolbox.importing.large import Dates, copy_tables, is_large
 from llamafactory_ext.toolbox.importing.layout import write_series
-from llamafactory_ext.toolbox.importing.sources import Reading, Table, read_tables
+from llamafactory_ext.toolbox.importing.sources import Table, read_tables
 from llamafactory_ext.toolbox.importing.times import read_times
 
 from .pieces import Floats

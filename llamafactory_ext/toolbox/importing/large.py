@@ -14,20 +14,10 @@ import pandas as pd
 
 from llamafactory_ext.errors import GdshError, excerpt
 
+from .columns import Columns, Reading, find_columns, without_units
 from .labels import plain_marks
 from .layout import write_series
-from .sources import (
-    Columns,
-    Reading,
-    Table,
-    csv_options,
-    find_columns,
-    reading,
-    refuse_equal_names,
-    safe_name,
-    series_name,
-    without_units,
-)
+from .sources import Table, csv_options, reading, refuse_equal_names, safe_name, series_name
 from .times import Axis, read_times, turn_at
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .columns import Reading
 from .labels import Choice
 from .layout import PROMPTS
-from .sources import Reading
 
 
 KINDS = ("auto", "column:NAME", "windows:FILE", "label-studio:FILE", "annotator:DIR", "ucr", "gdsh:FILE", "none")
