@@ -17,6 +17,7 @@ from llamafactory_ext.data import loading
 from llamafactory_ext.plugin.relevance import TEMPLATE, is_chatts_checkpoint, is_ours, note_run, this_run
 from llamafactory_ext.training import folder
 from llamafactory_ext.training.arguments import SeriesDataArguments, SeriesFinetuningArguments
+from llamafactory_ext.training.asking import write_asking
 from llamafactory_ext.training.engines import refuse_other_engines, report_known_faults
 from llamafactory_ext.training.whole_checkpoints import read_json
 
@@ -76,7 +77,7 @@ def begin_training() -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         folder.lock(output_dir)
         folder.write_record(output_dir, _described)
-        folder.write_asking(output_dir, data_args)
+        write_asking(output_dir, data_args)
 
 
 def is_first_process() -> bool:

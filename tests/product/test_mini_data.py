@@ -130,7 +130,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mini") / "model"
     folder.mkdir()
     train_mini.write_start(folder, 0, "qwen2")
-    train_mini.write_checkpoint(train_mini.start_model(folder, 0), folder)
+    train_mini.write_checkpoint(train_mini.start_model(folder, 0, "qwen2"), folder)
     return folder
 
 
@@ -164,7 +164,7 @@ def test_a_pool_is_cut_into_batches_of_a_size(start: Path) -> None:
 
 def test_the_other_family_starts_and_reads_a_batch(tmp_path: Path) -> None:
     train_mini.write_start(tmp_path, 0, "qwen3")
-    model = train_mini.start_model(tmp_path, 0)
+    model = train_mini.start_model(tmp_path, 0, "qwen3")
     assert type(model) is Qwen3TSForCausalLM
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     samples = [train_mini.tokenise(wordings.draw_record(np.random.default_rng(1), 64), tokenizer)]

@@ -38,14 +38,7 @@ from torch._subclasses import FakeTensorMode
 from transformers import masking_utils
 
 from llamafactory_ext.errors import UsageError
-from llamafactory_ext.model import (
-    Qwen2TSConfig,
-    Qwen2TSForCausalLM,
-    Qwen3TSConfig,
-    Qwen3TSForCausalLM,
-    last_product,
-    modeling,
-)
+from llamafactory_ext.model import FAMILIES, last_product, modeling
 from llamafactory_ext.model.attention import SDPA_REPEATED
 from llamafactory_ext.model.copying import Copier, Copy
 from llamafactory_ext.model.float16 import guard_last_projections
@@ -70,7 +63,7 @@ _LOADS = {"160": Load(160, 40, 20), "1241": Load(1241, 120, 625), "4096": Load(4
 
 def _lay_out(shape: Shape, settings: Settings) -> Any:
     """Returns the model as loaded, but for 4 bit."""
-    config, family = (Qwen3TSConfig, Qwen3TSForCausalLM) if shape.qk_norm else (Qwen2TSConfig, Qwen2TSForCausalLM)
+    config, family = FAMILIES["qwen3" if shape.qk_norm else "qwen2"]
     section = {
         "patch_size": shape.patch_size, "embedding_dim": shape.embedding_dim, "num_layers": shape.encoder_layers,
         "max_sequence_length": shape.max_sequence_length, "hidden_size": shape.hidden_size,

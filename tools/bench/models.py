@@ -12,7 +12,7 @@ from published import PublishedQwen2, PublishedQwen3
 from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from llamafactory_ext.model import Qwen2TSConfig, Qwen2TSForCausalLM, Qwen3TSConfig, Qwen3TSForCausalLM
+from llamafactory_ext.model import FAMILIES
 from llamafactory_ext.model.keep_less import keep_less
 from llamafactory_ext.model.last_product import skip_last_products
 from llamafactory_ext.model.modeling import ChatTSMixin
@@ -35,16 +35,17 @@ def build_model(
         dtype: of all weights but those in 4 bit; these are computed in it.
         quantised: the decoder's linear layers in 4 bit (NF4, double quantisation), not encoder and head.
     """
-    qwen3 = int("Qwen3" in config["architectures"][0])
+    family = "qwen3" if "Qwen3" in config["architectures"][0] else "qwen2"
+    config_class, ours = FAMILIES[family]
     classes = {
-        "ours": (Qwen2TSForCausalLM, Qwen3TSForCausalLM),
-        "published": (PublishedQwen2, PublishedQwen3),
-        "plain": (Qwen2ForCausalLM, Qwen3ForCausalLM),
+        "ours": {family: ours},
+        "published": {"qwen2": PublishedQwen2, "qwen3": PublishedQwen3},
+        "plain": {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM},
     }
-    settings = (Qwen3TSConfig if qwen3 else Qwen2TSConfig).from_dict(config)
+    settings = config_class.from_dict(config)
     settings._attn_implementation = "sdpa"
     with torch.device("meta"):
-        model = classes[way][qwen3](settings).to(dtype)
+        model = classes[way][family](settings).to(dtype)
     generator = torch.Generator(device).manual_seed(seed)
     for path, module in list(model.named_modules()):  # in the order of their definition, which both ways share
         for name, weight in list(module.named_parameters(recurse=False)):

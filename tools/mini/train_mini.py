@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from llamafactory_ext import model as chatts
+from llamafactory_ext.model import FAMILIES
 from llamafactory_ext.series import encode, expand
 from llamafactory_ext.toolbox.demo import wordings
 from llamafactory_ext.toolbox.demo.model import Family, Size, make_config, train_tokenizer, write_tokenizer
@@ -111,14 +111,12 @@ def write_start(folder: Path, seed: int, family: Family) -> None:
     (folder / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
-def start_model(folder: Path, seed: int) -> Any:
+def start_model(folder: Path, seed: int, family: Family) -> Any:
     """Random weights; the places of points start as angles in circles of 10, 100, 1,000 … points, as clocks do."""
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(seed)
-    if stated["model_type"] == "qwen3ts":
-        model = chatts.Qwen3TSForCausalLM(chatts.Qwen3TSConfig.from_dict(stated))
-    else:
-        model = chatts.Qwen2TSForCausalLM(chatts.Qwen2TSConfig.from_dict(stated))
+    config_class, model_class = FAMILIES[family]
+    model = model_class(config_class.from_dict(stated))
     table = model.ts_encoder.position_embedding.weight
     places = torch.arange(len(table) - 1)[:, None]
     angles = 2 * math.pi * places / torch.tensor([10, 20, 50, 100, 200, 500, 1000, 2500])
@@ -179,7 +177,7 @@ def learn(rank: int, given: argparse.Namespace) -> None:
     if main_process:
         write_start(folder, given.seed, given.family)
     dist.barrier()
-    model = start_model(folder, given.seed).train()
+    model = start_model(folder, given.seed, given.family).train()
     weights = list(model.parameters())
     both = optimizers(model, RATE)
     first = step = 0

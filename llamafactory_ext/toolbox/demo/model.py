@@ -170,16 +170,13 @@ def write_model(
     """
     import torch
 
-    from llamafactory_ext import model as chatts
+    from llamafactory_ext.model import FAMILIES
 
     with fresh_folder(path) as folder:
         tokenizer = train_tokenizer(make_corpus(seed) if corpus is None else corpus)
         write_tokenizer(folder, tokenizer, size.max_length)
         stated = make_config(tokenizer, family, size)
-        if family == "qwen2":
-            config_class, model_class = chatts.Qwen2TSConfig, chatts.Qwen2TSForCausalLM
-        else:
-            config_class, model_class = chatts.Qwen3TSConfig, chatts.Qwen3TSForCausalLM
+        config_class, model_class = FAMILIES[family]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = model_class(config_class.from_dict(stated))

@@ -15,7 +15,7 @@ from llamafactory_ext.toolbox.prepare.asking import Asking, read_asking
 
 
 def test_prepare_says_how_and_training_takes_it_along(gdsh: Gdsh, tmp_path: Path) -> None:
-    from llamafactory_ext.training.folder import write_asking
+    from llamafactory_ext.training.asking import write_asking
 
     for name in ("a", "b", "c"):
         gdsh.csv(f"{name}.csv", range(40))
@@ -39,7 +39,7 @@ def test_prepare_says_how_and_training_takes_it_along(gdsh: Gdsh, tmp_path: Path
 
 def test_data_sets_that_ask_otherwise_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from llamafactory_ext.toolbox.cli.detect import how_to_ask
-    from llamafactory_ext.training.folder import write_asking
+    from llamafactory_ext.training.asking import write_asking
 
     whole, same = Asking("<ts><ts/>\n?", types=("甲",)), Asking("<ts><ts/>\n?", types=("乙",))
     for name, asking in (("a", whole), ("b", same), ("c", Asking("<ts><ts/>\n?", window=50, stride=25))):
