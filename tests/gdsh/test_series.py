@@ -14,6 +14,7 @@ from llamafactory_ext.series import (
     encode,
     expand,
     patch_count,
+    refuse_encoded,
     scale,
 )
 
@@ -190,3 +191,33 @@ def test_overflow_is_named(values):
     for use in (scale, describe, lambda x: encode([x]), lambda x: expand(x, 8)):
         with pytest.raises(SeriesError, match=r"mean or range overflows; expected numbers well below 1e308"):
             use(series)
+
+
+def encoded(*values: float, filled: int = 0) -> np.ndarray:
+    """Values and mask in turn, as `encode` gives them, and zeros behind them."""
+    return np.array([number for value in values for number in (value, 1)] + [0, 0] * filled, dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "refused"),
+    [
+        (encoded(1, 2, 3, 0.5), True),
+        (encoded(1, 2, 3), False),  # six numbers may be anything
+        (encoded(1, 2, 3, 0.5)[:-1], False),
+        (encoded(1, 2, 3, filled=1), False),  # three points and a mask
+        (encoded(1, 2, 3, 0.5, filled=2), True),
+        (encoded(3.01, -3.01, 0, 0), True),
+        (encoded(3.02, -3, 0, 0), False),
+        (encoded(1, 2, 1, 2), False),  # two values alone: a switch beside a constant
+        (encoded(1, 2, 0, 2), True),
+        (np.array([1, 1, 2, 1, 3, 0, 0.5, 1]), False),
+        (np.array([1, 1, 2, 1, 3, 1, 0.5, 1, 7, 0]), False),
+        (np.array([1, 1, 2, 1, 3, 1, 0.5, 1, 0, 0.5]), False),
+    ],
+)
+def test_what_the_processor_gives_is_told_from_what_was_measured(numbers, refused):
+    if not refused:
+        refuse_encoded(numbers)
+        return
+    with pytest.raises(SeriesError, match=f"found a series of {len(numbers)} numbers of which every second one is 1"):
+        refuse_encoded(numbers)
