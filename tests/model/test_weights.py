@@ -60,7 +60,7 @@ def test_what_belongs_together(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "told"),
     [
-        ("qwen2", {"vocab_size": 319}, "model.embed_tokens.weight of [320, 64], expected [319, 64] by vocab_size, hid"),
+        ("qwen2", {"vocab_size": 319}, "model.embed_tokens.weight of [320, 64], expected [319, 64] by vocab_size, "),
         (
             "qwen3",
             {"intermediate_size": 95},
