@@ -116,6 +116,15 @@ def test_piece_fits_256_mib_unless_it_is_the_smallest(vocab: int) -> None:
     assert labels == 16 or labels * vocab * 4 <= 256 * 2**20 < (labels + 1) * vocab * 4
 
 
+def test_pieces_of_a_large_vocabulary() -> None:
+    """ChatTS-14B's 152,064: 441 labels take 256 MiB in float32, 6 rows take 4 MiB."""
+    assert loss.labels_at_once(152_064) == 441
+    logits, targets = torch.empty(10, 152_064, device="meta"), torch.empty(10, device="meta")
+    assert [len(rows) for rows, _ in loss._few_rows(logits, targets)] == [6, 4]
+    logits = torch.empty(2, 2**20 + 1, device="meta")
+    assert [len(rows) for rows, _ in loss._few_rows(logits, targets[:2])] == [1, 1]
+
+
 @given(
     labels=st.integers(0, 9), vocab=st.integers(1, 40), rows=st.integers(1, 4),
     spread=st.sampled_from([0.1, 3.0, 40.0]),
@@ -157,7 +166,8 @@ def test_a_loss_of_somebody_elses_is_the_one_that_is_taken(family: str) -> None:
     model, seen = trained(family), []
 
     def halved(logits: torch.Tensor, shift_labels: torch.Tensor, **others: Any) -> torch.Tensor:
-        seen.append(others["vocab_size"])
+        seen.append(others.pop("vocab_size"))
+        assert others.keys() == {"labels", "num_items_in_batch"} and others["labels"] is None
         return nn.functional.cross_entropy(logits, shift_labels, reduction="sum") / others["num_items_in_batch"] / 2
 
     plain = float(model(**batch()).loss.detach())
@@ -268,6 +278,12 @@ def test_shared_embedding_is_refused() -> None:
     model.tie_weights()
     with pytest.raises(ValueError, match="the head shares the embedding's weight"):
         host_embedding.move_embedding_to_cpu(model)
+
+
+def test_embedding_of_a_model_without_a_head() -> None:
+    bare = build("qwen2").model.requires_grad_(False).train()
+    assert host_embedding.move_embedding_to_cpu(bare) == 320 * 64 * 4
+    assert bare.get_input_embeddings().training and not bare.get_input_embeddings().weight.requires_grad
 
 
 def test_trained_embedding_is_refused() -> None:
