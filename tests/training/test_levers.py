@@ -63,6 +63,27 @@ def test_processes_agree_on_the_number_of_pieces_under_zero3_only(monkeypatch: p
         assert len(asked) == zero3
 
 
+@pytest.mark.parametrize(("head_is_trained", "sizes"), [(True, [0, 0, 0, 0, 6]), (False, [0, 0, 2, 2, 2])])
+def test_pieces_under_zero3(head_is_trained: bool, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the process with the most has; all labels at once where the head's gradient is reduced once."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(5))
+    monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(loss, "labels_at_once", lambda vocab_size: 2)
+    hidden, targets, seen = torch.randn(6, 4, requires_grad=True), torch.zeros(6, dtype=torch.long), list[int]()
+    found = loss.summed_in_pieces(
+        lambda rows, own: seen.append(len(own)) or rows.sum(), hidden, targets, 11, head_is_trained=head_is_trained
+    )
+    assert seen == sizes
+    torch.testing.assert_close(found, hidden.sum())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    seen.clear()
+    loss.summed_in_pieces(
+        lambda rows, own: seen.append(len(own)) or rows.sum(), hidden, targets, 11, head_is_trained=head_is_trained
+    )
+    assert seen == [size for size in sizes if size]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 10_000])
 def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = trained(family), []

@@ -62,7 +62,7 @@ def begin(arguments: tuple[Any, ...]) -> Path:
 
 def test_what_a_run_is_trained_with_is_written(arguments: Any, checkpoint: Path) -> None:
     runs._described["of a run before"] = {}
-    output = begin(arguments())
+    output = begin(arguments(adapter_name_or_path=[str(checkpoint)]))
     digest = hashlib.sha256(b"[]").hexdigest()[:16]
     sizes = {"config.json": (checkpoint / "config.json").stat().st_size}
     entry = {"file_name": "a.json", "folder": "ts"}
@@ -70,7 +70,7 @@ def test_what_a_run_is_trained_with_is_written(arguments: Any, checkpoint: Path)
     assert json.loads((output / "chatts_run.json").read_text()) == {
         "data": {"dataset": data, "template": "chatts"},
         "method": {"stage": "sft", "gradient_accumulation_steps": 1, **MINE},
-        "model": {"model_name_or_path": sizes, "adapter_name_or_path": {}},
+        "model": {"model_name_or_path": sizes, "adapter_name_or_path": {"model": sizes}},
         "may differ": {"max_steps": 4, "eval_strategy": "no", "world_size": 1},
     }
     assert (output / ".chatts_run.owner.json").is_file() and len(loading._listeners) == 1
@@ -105,6 +105,8 @@ def test_another_run_in_the_folder(arguments: Any, log: pytest.LogCaptureFixture
         assert tail in str(caught.value) and str(caught.value).endswith(
             "set `overwrite_output_dir: true` to start over, or name another `output_dir`."
         )
+    with pytest.raises(ValueError, match=r"holds a run with model_name_or_path \{.*\} \(here hub/name\): set"):
+        parse(arguments(model_name_or_path="hub/name"))
     parse(arguments(**changed, overwrite_output_dir=True))
     parse(arguments(max_steps=5, world_size=2))
     assert log.records[-1].message == (
