@@ -81,7 +81,8 @@ def test_a_tokenizer_that_has_changed(source: Path, target: Path) -> None:
     """Its files are copied as they are published, but not where it has other tokens, or ends otherwise."""
     (source / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text() + "\n\n")
     published = AutoTokenizer.from_pretrained(source)
-    assert copy_published_tokenizer(str(source), published, target) == ["tokenizer_config.json", "tokenizer.json"]
+    files = {path.name for path in source.iterdir()} - {"config.json"}  # by what this transformers writes
+    assert "tokenizer.json" in files and set(copy_published_tokenizer(str(source), published, target)) == files
     assert (target / "tokenizer_config.json").read_text().endswith("\n\n")
     published.eos_token = "<pad>"
     assert copy_published_tokenizer(str(source), published, target) == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,13 @@ from llamafactory_ext.training import asking, folder, opening, runs
 
 
 MINE = {"learning_rate": 1.0, "seed": 1, "lora_rank": 8, "optim": "a", "bf16": True, "fp16": False, "data_seed": 2}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """A run is known until the next one, in this whole process."""
+    yield
+    loading.listen(None), runs.note_run(False), runs._described.clear()
 
 
 @pytest.fixture
