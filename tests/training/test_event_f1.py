@@ -94,8 +94,6 @@ def test_the_run_is_the_same_as_without(train: Train) -> None:
     with_it = train("2080ti_qlora", "with", event_f1_steps=1, event_f1_records=2, max_new_tokens=5, **keys)
     without = train("2080ti_qlora", "without", **keys)
     assert len(measured(with_it)) == 4 and not measured(without)
-    assert not any("eval_event_f1" in one for one in log_history(with_it)), "measured at its own steps alone"
-    assert not (with_it / "training_event_f1.png").exists()
     assert losses(with_it) == losses(without) and len(losses(without)) == 4
     evaluated = [[one["eval_loss"] for one in log_history(out) if "eval_loss" in one] for out in (with_it, without)]
     assert evaluated[0] == evaluated[1] and len(evaluated[0]) == 2
