@@ -139,7 +139,7 @@ def test_configs_that_are_read(source: Path, tmp_path: Path) -> None:
         read_config(str(source))
 
 
-def test_a_processors_inputs_are_those_that_a_model_takes(source: Path) -> None:
+def test_a_processors_inputs_are_those_that_a_model_takes(source: Path, target: Path) -> None:
     processor = ChatTSProcessor.from_pretrained(str(source))
     assert set(processor("a <ts><ts/>", [[1.0, 2.0]])) == {"input_ids", "attention_mask", "timeseries"}
     assert set(processor("a", return_token_type_ids=True)) >= {"token_type_ids"}
@@ -147,6 +147,9 @@ def test_a_processors_inputs_are_those_that_a_model_takes(source: Path) -> None:
     with_code.init_kwargs["auto_map"] = {"AutoTokenizer": "evil.T"}
     processor.tokenizer = with_code
     assert "auto_map" not in with_code.init_kwargs and processor.tokenizer is with_code
+    with_code.add_tokens(["<more>"])
+    processor.save_pretrained(target)
+    assert "<more>" in AutoTokenizer.from_pretrained(target).get_vocab()
     processor.tokenizer = None
 
 

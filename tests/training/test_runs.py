@@ -125,6 +125,11 @@ def test_another_run_in_the_folder(arguments: Any, log: pytest.LogCaptureFixture
     assert f"{output} holds checkpoints and no chatts_run.json" in log.records[-1].message
 
 
+def test_a_start_that_fails_leaves_no_trace(arguments: Any, tmp_path: Path) -> None:
+    parse(arguments())
+    assert not (tmp_path / "out").exists()
+
+
 def test_differences_by_their_kind() -> None:
     before = {"a": 1, "b": 2, "c": {"x": 1, "y": 2}, "d": {"x": 1}, "e": {}, "f": 5, "g": [1]}
     now = {"a": 1, "b": 3, "c": {"x": 1, "y": 3}, "d": {"z": 1}, "e": {"w": 1}, "f": {}, "h": 1}
