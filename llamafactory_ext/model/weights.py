@@ -94,10 +94,11 @@ def _read_safetensors(file: Path) -> Shapes:
 def _read_pickled(file: Path) -> Shapes:
     """Shapes of a file in torch's older form; the numbers themselves stay where they are."""
     try:
-        found = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except RuntimeError:  # the form before zip archives
-        found = torch.load(file, map_location="meta", weights_only=True)
-    except (EOFError, OSError) as err:
+        try:
+            found = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+        except RuntimeError:  # the form before zip archives, or no form at all
+            found = torch.load(file, map_location="meta", weights_only=True)
+    except (EOFError, OSError, RuntimeError) as err:
         raise ValueError(f"{file} holds no weights, or not all of them ({err}); download it again.") from err
     if not isinstance(found, dict) or not all(isinstance(one, torch.Tensor) for one in found.values()):
         raise ValueError(f"{file} holds something else than weights by their names; download it again.")

@@ -172,6 +172,12 @@ def test_answers_where_it_overflows() -> None:
     assert guarded.lm_head.weight.dtype == torch.float16 and guarded.model.norm.weight.dtype == torch.float32
 
 
+def test_norms_alone_are_upcast() -> None:
+    upcast_norms(model := build("qwen2").half())
+    found = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+    assert found == {name for name, _ in model.named_parameters() if name.endswith("norm.weight")} and len(found) == 5
+
+
 @pytest.mark.parametrize("compute", [torch.float16, torch.bfloat16])
 def test_frozen_weights_take_the_compute_type(compute: torch.dtype) -> None:
     other = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}[compute]

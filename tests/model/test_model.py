@@ -260,6 +260,55 @@ def test_nothing_to_run_on(model):
         model()
 
 
+def test_series_tokens_of_a_short_prompt(model):
+    with pytest.raises(ValueError, match="hold <ts> tokens but no `timeseries`"):
+        model(input_ids=torch.tensor([[5, TS_START]]))
+    model(input_ids=torch.tensor([[TS_START]]))  # an answer's own
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_next_token_is_chosen_among_numbers(model, cache):
+    """Looked at where a token is chosen: at the end of what runs with a cache."""
+    batch = inputs(RECORDS[0])
+    embeds = model._embed(batch["input_ids"], batch["timeseries"]).detach()
+    embeds[:, -1] = torch.nan
+    given = {"inputs_embeds": embeds, "use_cache": cache}
+    if not cache:
+        assert not bool(model(**given).logits[:, -1].isfinite().any())
+        return
+    with pytest.raises(FloatingPointError, match=r"next token's logits are not finite; .* of the decoder's layers"):
+        model(**given)
+    model(**given, labels=labels_for(batch))
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"next token's logits are not finite; .* of the head, in torch\.f"):
+        model(**batch, use_cache=True)
+
+
+FLOAT16 = "in torch.float16. Stopped: float16 ends at 65504: set"
+LEARN = "lower `learning_rate`, and check that the checkpoint's weights"
+
+
+@pytest.mark.parametrize(
+    ("weight", "autocast", "training", "said"),
+    [
+        (torch.float16, None, True, f"{FLOAT16} `bf16: true` instead of `fp16` (Ampere and later), or `upcast_layern"),
+        (torch.float16, None, False, f"{FLOAT16} `infer_dtype: bfloat16` (Ampere and later), or `upcast_layernorm: "),
+        (torch.float32, torch.float16, True, f"{FLOAT16} `bf16: true` instead of `fp16`"),
+        (torch.float32, torch.bfloat16, True, f"in torch.bfloat16. Stopped: {LEARN}"),
+        (torch.bfloat16, torch.float16, False, "in torch.bfloat16. Stopped: check that the checkpoint's weights are"),
+        (torch.float32, None, True, f"in torch.float32. Stopped: {LEARN} are finite and the series' too."),
+    ],
+)
+def test_what_is_said_of_numbers_that_are_none(weight, autocast, training, said):
+    from llamafactory_ext.model.modeling import _describe
+
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        for hidden, where in ((1.0, "the head"), (torch.nan, "the decoder's layers")):
+            found = _describe("so", torch.full((2,), hidden), torch.zeros(1, dtype=weight), training)
+            assert found.startswith(f"so; what is not finite comes out of {where}, {said}")
+
+
 # Batches without series
 
 

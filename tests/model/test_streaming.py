@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llamafactory_ext.model import placement, read_config, streamed_head
+from llamafactory_ext.model.copying import Copier, pin
 from llamafactory_ext.model.host_embedding import keep_out_of_ddp
 from llamafactory_ext.model.streamed_head import StreamedHead
 from llamafactory_ext.model.streamed_layers import LayerStream, spread
@@ -146,7 +147,38 @@ def test_loss_in_half_precision_is_as_good_as_the_plain_one(dtype: torch.dtype, 
     assert errors[0] < 1.2 * errors[1] + 1e-6, errors
 
 
+def test_pieces_of_a_large_head() -> None:
+    """ChatTS-14B's in 16 bit: 64 MiB are 6,553 rows, and 1,280 labels by one of them take 32 MiB in float32."""
+    head = StreamedHead(5120, 152_064, bias=False, device="meta", dtype=torch.bfloat16)
+    assert head.rows_at_once == 6553
+    hidden, targets = torch.empty(3000, 1, device="meta"), torch.empty(3000, device="meta")
+    assert [len(part) for part, _ in streamed_head._in_parts(hidden, targets, head)] == [1280, 1280, 440]
+    small = StreamedHead(5120, 4, bias=False, device="meta")
+    assert len(list(streamed_head._in_parts(hidden, targets, small))) == 1
+    assert StreamedHead(2**26, 4, bias=False, device="meta").rows_at_once == 1
+
+
+def test_copies_come_one_ahead() -> None:
+    """Two rooms in turn; the last piece may be shorter."""
+    copier, pieces = Copier(torch.device("cpu")), [*torch.arange(7.0).split(2)]
+    assert [one.tolist() for one in copier.one_ahead(pieces)] == [[0, 1], [2, 3], [4, 5], [6]]
+    places = [one.data_ptr() for one in copier.one_ahead(pieces)]
+    assert places[0] == places[2] != places[1] == places[3] and pieces[0].data_ptr() not in places
+    assert pin(pieces, torch.device("cpu")) is False
+    rooms = [torch.zeros(2)]
+    (copied,) = copier.start(pieces[:1], rooms).wait()
+    assert copied is rooms[0] and copied.tolist() == [0, 1]
+
+
 def test_head_that_is_not_its_own() -> None:
+    model = build("qwen2")
+    model.lm_head.bias = nn.Parameter(torch.zeros(320))
+    with pytest.raises(ValueError, match="`stream_head` needs a head of its own"):
+        streamed_head.stream_head(model)
+    model = build("qwen2")
+    model.lm_head = type("Quantised", (nn.Linear,), {})(64, 320, bias=False)
+    with pytest.raises(ValueError, match="`stream_head` needs a head of its own"):
+        streamed_head.stream_head(model)
     model = build("qwen2", tie_word_embeddings=True)
     model.tie_weights()
     with pytest.raises(ValueError, match="`stream_head` needs a head of its own"):

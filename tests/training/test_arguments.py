@@ -1,6 +1,7 @@
 """The package's YAML keys go through LLaMA-Factory's own parser, and their bad values are told there."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,115 @@ def parse(tmp_path: Path) -> Parse:
 
 
 def test_defaults(parse: Parse) -> None:
+    from llamafactory_ext.plugin.relevance import OWN_KEYS
+
     _, data_args, _, finetuning_args, _ = parse()
-    assert data_args.overlong_records == "error"
-    assert finetuning_args.timeseries_sft_lr is None
-    assert finetuning_args.train_timeseries_modules is True
-    assert (finetuning_args.event_f1_steps, finetuning_args.event_f1_records) == (None, 16)
+    found = {key: getattr(one, key) for key in OWN_KEYS for one in (data_args, finetuning_args) if hasattr(one, key)}
+    assert found == {
+        "overlong_records": "error",
+        "timeseries_sft_lr": None,
+        "train_timeseries_modules": True,
+        "embedding_on_cpu": False,
+        "offload_checkpoints": False,
+        "layers_without_checkpoints": 0,
+        "stream_head": False,
+        "stream_layers": 0,
+        "event_f1_steps": None,
+        "event_f1_records": 16,
+        "constrained_answers": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"streaming": True, "val_size": 5},
+            "`val_size` does not go with `streaming`: from the second epoch on, train",
+        ),
+        ({"streaming": True}, None),
+        ({"val_size": 5}, None),
+        ({"packing": True, "streaming": True}, "`packing` does not go with `streaming`: whether records fit must be"),
+        ({"packing": True, "cutoff_len": 1024}, None),
+        (
+            {"packing": True, "cutoff_len": 1},
+            "`packing` needs a `cutoff_len` that is a multiple of 8, found 1; set 8.",
+        ),
+        ({"packing": True, "cutoff_len": 1023}, "of 8, found 1023; set 1024."),
+        ({"neat_packing": True, "cutoff_len": 1025}, "of 8, found 1025; set 1032."),
+        ({"cutoff_len": 1023}, None),
+    ],
+)
+def test_data_that_does_not_go_together(keys: dict[str, Any], told: str | None) -> None:
+    """With another template it is upstream's business."""
+    from llamafactory_ext.training.arguments import SeriesDataArguments
+
+    SeriesDataArguments(template="qwen", dataset="a", **keys)
+    if told is None:
+        SeriesDataArguments(template="chatts", dataset="a", **keys)
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        SeriesDataArguments(template="chatts", dataset="a", **keys)
+
+
+LAYERS = "`layers_without_checkpoints` does not go with"
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"layers_without_checkpoints": 1}, None),
+        ({"layers_without_checkpoints": 0.5}, "`layers_without_checkpoints` is 0.5; expected a whole number from 0."),
+        ({"layers_without_checkpoints": 1, "offload_checkpoints": True}, f"{LAYERS} `offload_checkpoints`, which wou"),
+        ({"layers_without_checkpoints": 1, "stream_layers": 1}, f"{LAYERS} `stream_layers`: a streamed layer's weigh"),
+        ({"offload_checkpoints": True, "stream_layers": 1, "stream_head": True}, None),
+        ({"stream_layers": "1"}, "`stream_layers` is '1'; expected a whole number from 0."),
+        ({"stream_layers": 1, "finetuning_type": "full"}, "`stream_layers` needs weights that are not trained: `fine"),
+        ({"stream_head": True, "finetuning_type": "freeze"}, "`stream_head` needs weights that are not trained: `fin"),
+        ({"embedding_on_cpu": 1}, "`embedding_on_cpu` is 1; expected `true` or `false`."),
+        ({"constrained_answers": "no"}, "`constrained_answers` is 'no'; expected `true` or `false`."),
+        ({"event_f1_steps": 1, "event_f1_records": 1}, None),
+        ({"event_f1_steps": 0}, "`event_f1_steps` is 0; expected a whole number from 1."),
+        ({"event_f1_records": None}, "`event_f1_records` is None; expected a whole number from 1."),
+        ({"event_f1_steps": 1, "stage": "kto"}, "`event_f1_steps` works in stage `sft`, not `kto`; remove it."),
+        ({"event_f1_records": 4, "stage": "kto"}, None),
+        ({"timeseries_sft_lr": 5}, None),
+        ({"timeseries_sft_lr": 1e-9}, None),
+        ({"timeseries_sft_lr": 0}, "`timeseries_sft_lr` is 0; expected a positive number."),
+        (
+            {"timeseries_sft_lr": 1.0, "stage": "kto"},
+            "`timeseries_sft_lr` works in stage `sft`, not `kto`; remove it.",
+        ),
+        ({"timeseries_sft_lr": 1.0, "train_timeseries_modules": False}, "`train_timeseries_modules` is false; remove"),
+        ({"train_timeseries_modules": False, "stage": "kto"}, None),
+    ],
+)
+def test_levers_that_do_not_go_together(keys: dict[str, Any], told: str | None) -> None:
+    from llamafactory_ext.training.arguments import SeriesFinetuningArguments
+
+    if told is None:
+        assert SeriesFinetuningArguments(**{"stage": "sft", **keys})
+        return
+    with pytest.raises(ValueError, match=re.escape(told)):
+        SeriesFinetuningArguments(**{"stage": "sft", **keys})
+
+
+def test_what_is_put_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless upstream has the fields by then, or builds its list otherwise."""
+    from types import SimpleNamespace
+
+    from llamafactory.hparams import DataArguments, FinetuningArguments
+
+    from llamafactory_ext.training import arguments
+
+    upstream: Any = SimpleNamespace(_TRAIN_ARGS=[DataArguments, FinetuningArguments])
+    assert arguments.install(upstream) == "extended DataArguments, FinetuningArguments"
+    with pytest.raises(TypeError, match=r"^`_TRAIN_ARGS` lacks one of DataArguments, FinetuningArguments$"):
+        arguments.install(SimpleNamespace(_TRAIN_ARGS=[DataArguments]))  # type: ignore[arg-type]
+    monkeypatch.setitem(FinetuningArguments.__dataclass_fields__, "timeseries_sft_lr", None)
+    assert arguments.install(upstream) == "extended DataArguments"
+    monkeypatch.setitem(DataArguments.__dataclass_fields__, "overlong_records", None)
+    assert arguments.install(upstream) is None
 
 
 def test_keys_reach_the_arguments(parse: Parse) -> None:

@@ -216,3 +216,151 @@ def test_an_unreadable_answer_is_a_failure_where_there_is_nothing_to_find() -> N
     assert score(Question({}, frozenset(), 50), "I see nothing") == ((0, 1, 0), False)
     assert score(Question({}, frozenset({(3, 5)}), 50), "I see nothing") == ((0, 0, 1), False)
     assert score(Question({}, frozenset(), 50), NOTHING_FOUND) == ((0, 0, 0), True)
+
+
+# --- part by part, without a model ---
+
+
+class Bytes:
+    """A tokenizer of a token for each byte."""
+
+    padding_side = "right"
+
+    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return bytes(int(one) for one in ids).decode()
+
+
+def rows(*replies: str, **more: Any) -> Any:
+    """Validation records of a prompt of three tokens, a first answer and a second prompt, and these last answers."""
+    from datasets import Dataset
+
+    found = []
+    for reply in replies:
+        last = list(reply.encode())
+        labels = [-100, -100, -100, 65, -100, *last]
+        record = {"input_ids": [1, 2, 3, 65, 4, *last], "labels": labels, "audios": [[0.0] * 9, [0.0] * 50]}
+        found.append({**record, **more})
+    return Dataset.from_list(found)
+
+
+def stub(*datasets: Any, **keys: Any) -> Any:
+    arguments = {"predict_with_generate": False, "process_index": 0, "world_size": 1, "device": torch.device("cpu")}
+    data = {str(number): one for number, one in enumerate(datasets)} if len(datasets) != 1 else datasets[0]
+    return SimpleNamespace(eval_dataset=data, processing_class=Bytes(), args=SimpleNamespace(**arguments | keys))
+
+
+def test_questions_end_where_the_last_answer_begins() -> None:
+    from llamafactory_ext.training.event_f1 import Question, validation_questions
+
+    features = {"input_ids": [1, 2, 3, 65, 4], "attention_mask": [1] * 5, "audios": [[0.0] * 9, [0.0] * 50]}
+    found = validation_questions(stub(rows(answer((2, 49), (60, 61)))), 1)
+    assert found == [Question(features, frozenset({(2, 49)}), 50)]
+    asked = rows(NOTHING_FOUND).map(lambda row: {"labels": row["labels"][5:], "input_ids": row["input_ids"][:5]})
+    (found,) = validation_questions(stub(asked, predict_with_generate=True), 1)
+    assert (found.features, found.intervals) == (features, frozenset())
+    bare = rows(NOTHING_FOUND).remove_columns("audios")
+    (found,) = validation_questions(stub(bare), 1)
+    assert found.length == 0 and "audios" not in found.features
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(4, [0, 2, 5, 7]), (3, [0, 3, 6]), (9, [*range(9)]), (10, [*range(10)]), (16, [*range(10)])]
+)
+def test_questions_are_spread_over_all_data(count: int, chosen: list[int]) -> None:
+    from llamafactory_ext.training.event_f1 import validation_questions
+
+    replies = [answer((number, number)) for number in range(10)]
+    found = validation_questions(stub(rows(*replies[:4]), rows(*replies[4:])), count)
+    assert [question.intervals for question in found] == [{(number, number)} for number in chosen]
+
+
+def test_questions_that_can_not_be_asked() -> None:
+    from llamafactory_ext.training.event_f1 import validation_questions
+
+    for data, told in (
+        ([None], "^`event_f1_steps` needs validation data"),
+        ([rows(NOTHING_FOUND), None], "^`event_f1_steps` needs validation data"),
+        ([rows(NOTHING_FOUND).to_iterable_dataset()], "^`event_f1_steps` does not go with `streaming`"),
+        ([rows(NOTHING_FOUND, position_ids=[0])], "^`event_f1_steps` does not go with `packing`"),
+        ([rows(NOTHING_FOUND, labels=[65])], "^`event_f1_steps` does not go with `train_on_prompt`"),
+        ([rows(NOTHING_FOUND, "it rises")], "can't read that of validation record 1: .*Correct the record"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            validation_questions(stub(*data), 16)
+
+
+def test_scores_are_summed_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five questions over two processes: this one has the second and the fourth."""
+    from llamafactory_ext.training import event_f1
+
+    questions = [event_f1.Question({}, frozenset({(5, 6), (number, number)}), 50) for number in (20, 21, 22, 23, 24)]
+    replies = [answer((21, 21), (40, 41), (60, 61)), "nothing to be read"]
+    monkeypatch.setattr(event_f1, "answers", lambda trainer, own, generation: replies * (own == questions[1::2]))
+    trainer = stub(process_index=1, world_size=2)
+    seen: list[Any] = []
+    trainer.accelerator = SimpleNamespace(reduce=lambda counts, reduction: seen.append(counts.tolist()) or counts * 3)
+    found = event_f1.measure(trainer, questions, None)
+    assert seen == [[1, 2, 3, 1]]  # one is found; one is false, one outside; one and both of the other are missed
+    rates = {"event_f1": 0.2857, "event_precision": 0.3333, "event_recall": 0.25}  # 2/7, 1/3, 1/4
+    assert found == {**rates, "event_unreadable": 3} and next(iter(found)) == "event_f1"
+
+
+@pytest.fixture
+def callback(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from llamafactory_ext.training import event_f1
+
+    trainer = stub(rows(NOTHING_FOUND))
+    trainer.logged = []
+    trainer.log = trainer.logged.append
+    settings = {"max_new_tokens": 7, "temperature": 0.5, "eos_token_id": 3}
+    finetuning_args = SimpleNamespace(event_f1_steps=2, event_f1_records=16)
+    found = event_f1.EventF1Callback(trainer, finetuning_args, settings)
+    monkeypatch.setattr(found, "measure", lambda: {"event_f1": 0.5})
+    return found
+
+
+def test_settings_of_answers(callback: Any) -> None:
+    given = callback.generation
+    assert (given.max_new_tokens, given.eos_token_id, given.num_beams, given.do_sample) == (7, 3, 1, False)
+    assert given.temperature != 0.5 and given.use_cache is True and len(callback.questions) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "measured"), [(2, 1, 0), (2, 2, 1), (2, 4, 1), (2, 5, 1), (None, 2, 0), (None, 5, 0), (9, 4, 0)]
+)
+@pytest.mark.parametrize("due", [True, False])
+def test_when_it_is_measured(callback: Any, steps: int | None, step: int, measured: int, due: bool) -> None:
+    callback.steps, control = steps, SimpleNamespace(should_log=due)
+    callback.trainer.log = lambda scores: (callback.trainer.logged.append(scores), vars(control).update(should_log=0))
+    callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=5), control)
+    assert callback.trainer.logged == [{"event_f1": 0.5}] * measured
+    assert control.should_log is due
+
+
+def test_lines_of_the_log(callback: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute for 40 of 64 steps; 36 s are left."""
+    from llamafactory_ext.training import event_f1
+
+    clock = iter([100.0, 160.0, 160.0])
+    monkeypatch.setattr(event_f1.time, "monotonic", lambda: next(clock))
+    args, state = SimpleNamespace(output_dir=str(tmp_path), should_save=True), SimpleNamespace(max_steps=64)
+    callback.on_train_begin(args, state, None)
+    for step, more in ((40, {"should_save": False}), (40, {}), (0, {})):
+        state.global_step = step
+        callback.on_log(SimpleNamespace(**{**vars(args), **more}), state, None, {"event_f1": 0.5, "x": 1})
+    callback.on_log(args, state, None, {"loss": 1.0}), callback.on_log(args, state, None)
+    found = [json.loads(line) for line in (tmp_path / "trainer_log.jsonl").read_text().splitlines()]
+    same = {"total_steps": 64, "event_f1": 0.5, "x": 1, "elapsed_time": "0:01:00"}
+    assert found == [
+        same | {"current_steps": 40, "percentage": 62.5, "remaining_time": "0:00:36"},
+        same | {"current_steps": 0, "percentage": 0.0, "remaining_time": "1:04:00"},
+    ]
+
+
+def test_fsdp_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamafactory_ext.training import event_f1
+
+    monkeypatch.setattr(event_f1, "is_fsdp_enabled", lambda: True)
+    with pytest.raises(ValueError, match="does not go with ZeRO-3 or FSDP, which spread the weights"):
+        event_f1.EventF1Callback(None, None, {})

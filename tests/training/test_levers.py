@@ -63,6 +63,27 @@ def test_processes_agree_on_the_number_of_pieces_under_zero3_only(monkeypatch: p
         assert len(asked) == zero3
 
 
+@pytest.mark.parametrize(("head_is_trained", "sizes"), [(True, [0, 0, 0, 0, 6]), (False, [0, 0, 2, 2, 2])])
+def test_pieces_under_zero3(head_is_trained: bool, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the process with the most has; all labels at once where the head's gradient is reduced once."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op: tensor.fill_(5))
+    monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(loss, "labels_at_once", lambda vocab_size: 2)
+    hidden, targets, seen = torch.randn(6, 4, requires_grad=True), torch.zeros(6, dtype=torch.long), list[int]()
+    found = loss.summed_in_pieces(
+        lambda rows, own: seen.append(len(own)) or rows.sum(), hidden, targets, 11, head_is_trained=head_is_trained
+    )
+    assert seen == sizes
+    torch.testing.assert_close(found, hidden.sum())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    seen.clear()
+    loss.summed_in_pieces(
+        lambda rows, own: seen.append(len(own)) or rows.sum(), hidden, targets, 11, head_is_trained=head_is_trained
+    )
+    assert seen == [size for size in sizes if size]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 10_000])
 def test_loss_in_pieces(family: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = trained(family), []
@@ -116,6 +137,15 @@ def test_piece_fits_256_mib_unless_it_is_the_smallest(vocab: int) -> None:
     assert labels == 16 or labels * vocab * 4 <= 256 * 2**20 < (labels + 1) * vocab * 4
 
 
+def test_pieces_of_a_large_vocabulary() -> None:
+    """ChatTS-14B's 152,064: 441 labels take 256 MiB in float32, 6 rows take 4 MiB."""
+    assert loss.labels_at_once(152_064) == 441
+    logits, targets = torch.empty(10, 152_064, device="meta"), torch.empty(10, device="meta")
+    assert [len(rows) for rows, _ in loss._few_rows(logits, targets)] == [6, 4]
+    logits = torch.empty(2, 2**20 + 1, device="meta")
+    assert [len(rows) for rows, _ in loss._few_rows(logits, targets[:2])] == [1, 1]
+
+
 @given(
     labels=st.integers(0, 9), vocab=st.integers(1, 40), rows=st.integers(1, 4),
     spread=st.sampled_from([0.1, 3.0, 40.0]),
@@ -157,7 +187,8 @@ def test_a_loss_of_somebody_elses_is_the_one_that_is_taken(family: str) -> None:
     model, seen = trained(family), []
 
     def halved(logits: torch.Tensor, shift_labels: torch.Tensor, **others: Any) -> torch.Tensor:
-        seen.append(others["vocab_size"])
+        seen.append(others.pop("vocab_size"))
+        assert others.keys() == {"labels", "num_items_in_batch"} and others["labels"] is None
         return nn.functional.cross_entropy(logits, shift_labels, reduction="sum") / others["num_items_in_batch"] / 2
 
     plain = float(model(**batch()).loss.detach())
@@ -268,6 +299,12 @@ def test_shared_embedding_is_refused() -> None:
     model.tie_weights()
     with pytest.raises(ValueError, match="the head shares the embedding's weight"):
         host_embedding.move_embedding_to_cpu(model)
+
+
+def test_embedding_of_a_model_without_a_head() -> None:
+    bare = build("qwen2").model.requires_grad_(False).train()
+    assert host_embedding.move_embedding_to_cpu(bare) == 320 * 64 * 4
+    assert bare.get_input_embeddings().training and not bare.get_input_embeddings().weight.requires_grad
 
 
 def test_trained_embedding_is_refused() -> None:

@@ -224,6 +224,20 @@ def test_rate_without_a_trained_encoder_is_refused(parse: Parse) -> None:
         trainer.create_custom_optimizer(model, training_args, finetuning_args)
 
 
+@pytest.mark.parametrize("key", ["params", "model", "optimizer_dict"])
+def test_optimizers_that_group_parameters_themselves(parse: Parse, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import Trainer
+
+    from llamafactory_ext.training.encoder import optimizer_with_encoder_lr
+
+    _, training_args, _ = parse()
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", lambda args, model: (torch.optim.SGD, {key: []}))
+    with pytest.raises(
+        ValueError, match="does not work with the `optim` that was chosen, which groups parameters its"
+    ):
+        optimizer_with_encoder_lr(build("qwen2"), training_args, 1e-6)
+
+
 # --- another model ---
 
 
