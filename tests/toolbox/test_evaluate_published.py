@@ -81,6 +81,8 @@ def test_delay_types_and_normal_series_by_hand() -> None:
     found = score(list(types[0]), list(types[1]), 100, types=types).detail
     assert (found.pairs, found.typed, found.right_type) == (3, 2, 1)
     assert (found.found, found.delay, found.normal) == (3, 0 + 4 + 5, 0)
+    at_the_ends = score([(10, 19), (40, 49)], [(5, 10), (49, 60)], 100).detail
+    assert (at_the_ends.found, at_the_ends.delay, at_the_ends.normal_false_alarms) == (2, 0 + 9, 0)
     normal = score([], [(3, 5), (8, 9)], 100, outside=1).detail
     assert (normal.normal, normal.normal_false_alarms, normal.length, normal.volumes) == (1, 3, 100, 0)
 
