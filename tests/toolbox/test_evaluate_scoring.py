@@ -284,8 +284,14 @@ WRONG_LINES = {
     "no object": ("[]", "line 1 holds list, no object"),
     "no key": ("{}", "line 1 has no text 'prompt': found only nothing; expected LLaMA-Factory's"),
     "twice a key": ('{"prompt": "", "prompt": ""}', "line 1 is no JSON: a key occurs twice"),
-    "second line": ("\n" + json.dumps({**line("", ""), "label": None}), "line 2 has no text 'label': found None in it"),
-    "endless": (json.dumps({**line("", ""), "prompt": f"[offset=1|scaling=1|length={2**22 + 1}|x]"}), "over 4,194,304 p"),
+    "second line": (
+        "\n" + json.dumps({**line("", ""), "label": None}),
+        "line 2 has no text 'label': found None in it",
+    ),
+    "endless": (
+        json.dumps({**line("", ""), "prompt": f"[offset=1|scaling=1|length={2**22 + 1}|x]"}),
+        "over 4,194,304 p",
+    ),
     "no such key": (json.dumps({"prompt": "", "text": ""}), "has no text 'predict': found only prompt, text"),
     "no text": (json.dumps({**line("", ""), "predict": 5}), "has no text 'predict': found 5 in it"),
     "no series": (json.dumps({**line("", ""), "prompt": "?"}), "its prompt tells no length of a series"),
@@ -322,7 +328,9 @@ def test_lines_and_lengths(tmp_path: Path) -> None:
     found = read_predictions(path)
     assert [(one.index, one.lengths, one.label) for one in found] == [(0, (64, 8), "a"), (1, (100,), "c\u2028")]
     assert len(found[0].descriptions) == 2 and all(one in two for one in found[0].descriptions)
-    rows[0] = json.dumps({**line("a", ""), "prompt": f"[offset=1|scaling=1|length={2**22}|x]"})  # as long as any may be
+    rows[0] = json.dumps(
+        {**line("a", ""), "prompt": f"[offset=1|scaling=1|length={2**22}|x]"}
+    )  # as long as any may be
     path.write_text(rows[0].ljust(1 << 24), encoding="utf-8")
     assert read_predictions(path)[0].lengths == (1 << 22,)
     path.write_text(rows[0].ljust((1 << 24) + 1), encoding="utf-8")

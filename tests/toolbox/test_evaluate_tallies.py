@@ -50,7 +50,10 @@ def entries(*some: dict[str, Any]) -> str:
 
 def test_every_score_of_a_sum_by_hand() -> None:
     """Three records: hits at an IoU of 1, 0.25 and 0.05, a miss, false alarms with and without labels."""
-    types = ({(10, 19): frozenset("a"), (40, 49): frozenset("b")}, {(10, 19): frozenset("a"), (46, 55): frozenset("a")})
+    types = (
+        {(10, 19): frozenset("a"), (40, 49): frozenset("b")},
+        {(10, 19): frozenset("a"), (46, 55): frozenset("a")},
+    )
     records = [
         score([(10, 19), (40, 49), (90, 94)], [(10, 19), (46, 55), (70, 79)], 100, types=types),
         score([(0, 19)], [(19, 19)], 50),
@@ -136,14 +139,18 @@ def test_confidence_takes_three_points_and_some_spread() -> None:
     right, half = tally(score([(3, 5)], [(3, 5)], 10)), tally(score([(3, 5)], [(3, 5), (8, 8)], 10))
     assert confidence(np.array([right, right])) == {}
     found = confidence(np.array([half, half, half]))
-    assert "event_precision" not in found and "event_f1" not in found  # a half each: no spread, and neither all nor none
+    assert (
+        "event_precision" not in found and "event_f1" not in found
+    )  # a half each: no spread, and neither all nor none
     assert found["event_recall"] == pytest.approx([0.025 ** (1 / 3), 1], abs=1e-6)
     assert not {"mean_delay", "false_alarms_per_1000_points", "right_type"} & set(found)
     found = confidence(np.array([right, right, half]))
     # Of all 3 of 4, without a point 2 of 3, 2 of 3, 2 of 2: by the formulas above.
     error = float(deviation(np.array([2 / 3, 2 / 3, 1])))
     odds, wide = np.log(3), T[3] * error / (3 / 16)
-    assert found["event_precision"] == pytest.approx([1 / (1 + np.exp(wide - odds)), 1 / (1 + np.exp(-wide - odds))], abs=1e-6)
+    assert found["event_precision"] == pytest.approx(
+        [1 / (1 + np.exp(wide - odds)), 1 / (1 + np.exp(-wide - odds))], abs=1e-6
+    )
 
 
 def test_types_are_ordered_by_their_labels_and_then_by_name() -> None:
@@ -200,7 +207,9 @@ def test_settings_and_the_mean_over_random_draws() -> None:
     ("value", "sure"), [(0.5, 0.5), (1, 1.0), (True, None), ("0.5", None), (float("nan"), None), (None, None)]
 )
 def test_a_confidence_is_a_finite_number(value: Any, sure: float | None) -> None:
-    case = read_case(predicted(NOTHING_FOUND, str({"interval": [1, 2], "confidence": value}).replace("nan", "NaN")), False)
+    case = read_case(
+        predicted(NOTHING_FOUND, str({"interval": [1, 2], "confidence": value}).replace("nan", "NaN")), False
+    )
     if case.predicted.inside:
         assert confidence_of(case.predicted.inside[0]) == sure
         assert has_confidences(case) == (sure is not None)
