@@ -1,6 +1,7 @@
 """Runs over the same records, paired: a known difference is found, and none where there is none."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from conftest import NOTHING_FOUND, answer
 from llamafactory_ext.gdsh import Anomaly
 from llamafactory_ext.series import describe
 from llamafactory_ext.toolbox.cli import compare as cli
+from llamafactory_ext.toolbox.evaluate.compare_page import page
 from llamafactory_ext.toolbox.evaluate.comparing import Run, check_same, compare
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation, Judged
 from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction
@@ -114,7 +116,8 @@ def test_what_makes_a_record_another_is_said(other: dict[str, Any], keys: str, s
     first = Run("a", Evaluation({}, [judged(1), judged()], (), ["", "a"]))
     second = Run("b", Evaluation({}, [judged(1), judged(**other)], (), ["a", keys]))
     if not said:
-        return check_same([first, second])
+        check_same([first, second])
+        return
     with pytest.raises(EvaluateError) as error:
         check_same([first, first, second])
     wanted = f"record 0 of a and of b are not the same: {said}; predict the same data set with both"
@@ -173,6 +176,17 @@ def test_a_difference_of_three_points_has_an_interval(points: int, known: bool) 
         gap = compare(order, {})["differences"][0]
         assert (gap["event_f1"]["interval"] is not None, gap["event_f1"]["certain"]) == (known, certain)
         assert gap["right_type"] == {"difference": None, "interval": None, "certain": False}  # one run has no hit
+
+
+def test_the_page_draws_ten_of_those_that_turned_with_both_answers() -> None:
+    runs = [run(name, lines(skill, 1, 12)) for name, skill in (("a", 0), ("b", 1), ("c", 0))]
+    text = "".join(page(compare(runs, {}), runs))
+    assert "10 of 12, the largest change first." in text and "Turned better by B" in text
+    assert not re.search("Turned (worse|better) by C", text) and "Turned worse" not in text
+    scores = re.findall(r'([A-Z]): <span class="score">event f1 <b>([\d.]+)</b>', text)
+    assert scores == [("A", "0.000"), ("B", "1.000")] * 10
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", text)
+    assert heads[:6] == ["score", "A", "B", "C", "B − A", "C − A"]
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

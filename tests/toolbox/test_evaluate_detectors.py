@@ -46,7 +46,7 @@ def test_windows_are_a_twentieth_between_8_and_100_points(length: int, window: i
 
 
 def test_scores_of_windows_count_in_deviations_from_the_median() -> None:
-    """1.4826 median absolute deviations are a standard deviation of normal numbers; what is like nothing is highest."""
+    """1.4826 median absolute deviations are a standard deviation of normal numbers; infinity is the highest."""
     raw = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, np.inf])
     found = detectors._windowed(lambda series, window: raw)(np.arange(17.0))
     # The median of the 17, of which the last counts as 15, is 8; the median distance to it is 4.

@@ -277,7 +277,7 @@ def test_progress_is_told_for_each_few_records(tmp_path: Path) -> None:
 def test_what_is_wrong_with_the_golden_set_is_said_first(tmp_path: Path) -> None:
     root = write_data(tmp_path, {"g": [record("none.jpg", reply())]}, {"a": range(9)})
     golden = write(tmp_path / "golden.jsonl", line(reply(), ["x"]))
-    with pytest.raises(PrepareError, match="golden.jsonl: record 0: "):
+    with pytest.raises(PrepareError, match=r"golden\.jsonl: record 0: "):
         prepare(Options(root, out=root / "o.jsonl", golden=golden))
     write(golden, line(reply(), list(range(9))), line(reply(), [5, 6]))  # without names, as are the records
     records = write(tmp_path / "in.jsonl", *(line(reply(), [place, place + 2.5]) for place in range(2)))
