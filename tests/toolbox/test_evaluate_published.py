@@ -96,6 +96,16 @@ def test_a_constant_score_tells_nothing_apart() -> None:
     assert volume(labels * 0 + 1, np.zeros(200), 20) is None
 
 
+@pytest.mark.parametrize(("rank", "predicted"), [(0, 1), (1, 2), (5, 7), (298, 300), (299, 300)])
+def test_thresholds_are_250_of_the_sorted_scores(rank: int, predicted: int) -> None:
+    """Of 300 each 299/249th, rounded down, the highest and the lowest among them: so not the sixth (rank 5)."""
+    labels = np.zeros(300, dtype=np.int64)
+    labels[rank] = 1
+    found = volume(labels, np.arange(300.0)[::-1], 0)
+    assert found is not None and found.pr == pytest.approx(1 / predicted)
+    assert [window_of(length) for length in (9, 10, 999, 1000, 1010, 5000)] == [0, 1, 99, 100, 100, 100]
+
+
 def test_nothing_on_either_side() -> None:
     for labels, predictions in combinations(([], [(3, 5)]), 2):
         mask = np.zeros(50, dtype=np.int64)

@@ -42,27 +42,32 @@ MIXED = [entry(1, 2), entry(1, 2), REMARK, NORMAL, {"range": [4, 6], "type": "x"
 @pytest.mark.parametrize("form", ["text", "list"])
 def test_what_was_done_to_answers_is_counted_once_whatever_form_they_have(form: str, tmp_path: Path) -> None:
     """A list is taken apart while it is read, a text later: the counts are the same."""
-    answers: list[Any] = [MIXED, [NORMAL, REMARK]]
+    answers: list[Any] = [MIXED, [NORMAL], [REMARK, REMARK]]
     if form == "text":
         answers = [", ".join(json.dumps(one, ensure_ascii=False) for one in answer) for answer in answers]
     answers.append(reply(entry(0, 8)))
     root = write_data(tmp_path, {"g": [record("a.jpg", answer) for answer in answers]}, {"a": range(9)})
     report = prepare(Options(root, out=root / "o.jsonl"))
-    assert [intervals_of(one["output"]) for one in read_lines(root / "o.jsonl")] == [[(1, 2), (4, 6)], [], [(0, 8)]]
+    assert [intervals_of(one["output"]) for one in read_lines(root / "o.jsonl")] == [
+        [(1, 2), (4, 6)],
+        [],
+        [],
+        [(0, 8)],
+    ]
     assert report["answers"] == {
-        "rewritten": 2,
-        "entries_without_interval": 2,
+        "rewritten": 3,
+        "entries_without_interval": 3,
         "intervals_renamed": 1,
         "normal_entries": 2,
         "normal_beside_anomalies": 1,
-        "emptied": 1,
+        "emptied": 2,
         "duplicates": 1,
         "became_equal": 0,
         "too_long": [],
     }
     assert (report["intervals"], report["types"]) == (3, {"点异常": 2, "x": 1})
     assert report["interval_lengths"] == {"min": 2, "median": 3, "p95": 9, "max": 9, "count": 3}
-    assert report["series_lengths"] == {"min": 9, "median": 9, "p95": 9, "max": 9, "count": 3}
+    assert report["series_lengths"] == {"min": 9, "median": 9, "p95": 9, "max": 9, "count": 4}
 
 
 def test_a_valid_answer_keeps_its_remarks_until_it_is_written_anew(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_the_choice_does_not_depend_on_labels_and_sees_the_anomalies() -> None:
 
 def test_series_of_unequal_length_are_refused_only_where_rows_must_be_chosen() -> None:
     short, long = np.zeros(9), np.zeros(20)
+    assert choose_rows([short], 9) is None and choose_rows([short], 8) is not None
     check_alignment([short, long], window=None, points=20)
     check_alignment([short, long], window=20, points=None)
     for limits in ({"window": None, "points": 19}, {"window": 19, "points": None}, {"window": 19, "points": 30}):
