@@ -68,7 +68,7 @@ def test_names_join_and_order_does_not(tmp_path: Path) -> None:
 def test_what_is_no_interval_stops(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(EvaluateError) as error:
         scores(text, tmp_path / "p.csv")
-    assert said in str(error.value)
+    assert said in str(error.value) and "record 3" not in str(error.value)  # three names are enough
 
 
 @pytest.mark.parametrize(

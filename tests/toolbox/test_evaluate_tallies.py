@@ -257,7 +257,7 @@ def test_points_are_named_by_pictures_series_or_descriptions() -> None:
         (answer((3, 5))[:-2], answer((3, 5)), f"its label is cut off after {len(answer((3, 5))) - 2} of"),
         ("", answer((3, 5)), "its label is '', the data set's '{"),
         (answer((3, 5)), "?", "the data set's '?'"),
-        ("?", "!", "its label is '?', the data set's '!'"),
+        ("a" * 60 + "b", "c" * 60 + "d", f"its label is '{'a' * 60}', the data set's '{'c' * 60}';"),
         (answer((3, 5)) + "\n", answer((3, 5)).replace(" ", ""), ""),
     ],
 )

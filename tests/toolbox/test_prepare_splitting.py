@@ -167,4 +167,6 @@ def test_a_single_series_apart_is_one_whose_type_stays_on_both_sides() -> None:
     kinds = [[f"only {place}"] for place in range(8)] + [["double"], ["double"]]
     for seed in range(5):
         assert share_of_validation(kinds, 0.1, seed) == {"double": 1}
+        most = [["double"], ["double"], *[["common"]] * 38]
+        assert share_of_validation(most, 0.9, seed) == {"double": 1, "common": 35}
         assert share_of_validation([[], [], ["a", "a"], ["a", "a"]], 0.5, seed) == {"a": 2}
