@@ -150,6 +150,10 @@ def test_a_small_comparison_by_hand() -> None:
         {"labels": 6, "only_first": 1, "only_other": 3, "p": 0.625},  # 2 (1 + 4) / 2^4
         {"labels": 6, "only_first": 1, "only_other": 0, "p": 1.0},
     ]
+    right, wrong = lines(1, 1, 9), lines(0, 1, 9)
+    uneven = compare([run("a", [*right[:1], *wrong[1:]]), run("b", [*wrong[:1], *right[1:]])], {})
+    assert uneven["mcnemar"] == [{"labels": 9, "only_first": 1, "only_other": 8, "p": 0.039062}]  # 20 / 2^9
+    assert not re.search(r"\.\d{7}", json.dumps(found)), "six decimals are enough"
     # A false alarm is nearer to its label than nothing at all, by affiliation.
     assert found["turned"] == [{"better": [1, 0, 3], "worse": [4, 2]}, {"better": [1], "worse": [2]}]
 

@@ -91,7 +91,16 @@ def test_the_threshold_is_the_lowest_with_the_best_f1_over_all_records() -> None
     assert choose_threshold([(scores, [(150, 159)])]) == 6.5
     assert choose_threshold([(scores, [(50, 59), (100, 109), (150, 159)])]) == 1.0
     assert choose_threshold([(scores, [(50, 59), (150, 159)]), (scores, [(150, 159)])] * 2) == 4.5
-    for level, threshold in ((9.4, 9.5), (11.9, 12), (14.9, 15), (19.9, 20), (29.9, 30), (49.9, 50), (99.9, 100)):
+    for level, threshold in (
+        (9.4, 9.5),
+        (9.9, 12),
+        (11.9, 12),
+        (14.9, 15),
+        (19.9, 20),
+        (29.9, 30),
+        (49.9, 50),
+        (99.9, 100),
+    ):
         scores[:100] = level  # everything up to here is flagged for nothing
         scores[150:160] = 1000
         assert choose_threshold([(scores, [(150, 159)])]) == threshold

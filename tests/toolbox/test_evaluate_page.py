@@ -274,6 +274,7 @@ def test_of_many_records_both_ends_are_drawn_and_the_others_counted(tmp_path: Pa
     ranked = order(evaluation.records)
     assert [one.scores["event_f1"] for one in ranked] == sorted(one.scores["event_f1"] for one in ranked)
     drawn = [one.index for one in [*ranked[:WORST], *reversed(ranked[-BEST:])]]
+    assert len(drawn) == 30 + 10
     cards = [value for key, value in found.attributes if key == "id" and re.fullmatch(r"r\d+", value)]
     assert cards == [f"r{index}" for index in drawn]
     assert f"the other {1000 - WORST - BEST} are in the table of all records only" in found.text

@@ -1,6 +1,7 @@
 """From predictions to an evaluation: sums, types, points, baselines, confidence, and what is refused."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_sums_by_hand() -> None:
     found = evaluate(RECORDS).scores
     assert (found["records"], found["points"], found["strict_json_rate"]) == (8, 7, 7 / 8)
     assert found["events"] == {"hits": 4, "false_alarms": 2, "misses": 3}
+    assert not re.search(r"\.\d{7}", json.dumps({**found, "versions": None})), "six decimals are enough"
     assert found["event_precision"] == pytest.approx(4 / 6, abs=1e-6)
     assert found["event_recall"] == pytest.approx(4 / 7, abs=1e-6)
     assert found["event_f1"] == pytest.approx(8 / 13, abs=1e-6)

@@ -144,6 +144,8 @@ def test_confidence_takes_three_points_and_some_spread() -> None:
     )  # a half each: no spread, and neither all nor none
     assert found["event_recall"] == pytest.approx([0.025 ** (1 / 3), 1], abs=1e-6)
     assert not {"mean_delay", "false_alarms_per_1000_points", "right_type"} & set(found)
+    wrong = confidence(np.array([tally(score([(3, 5)], [], 10))] * 3))["event_f1"]
+    assert wrong == pytest.approx([0, 1 - 0.025 ** (1 / 3)], abs=1e-6)
     found = confidence(np.array([right, right, half]))
     # Of all 3 of 4, without a point 2 of 3, 2 of 3, 2 of 2: by the formulas above.
     error = float(deviation(np.array([2 / 3, 2 / 3, 1])))

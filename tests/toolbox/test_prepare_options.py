@@ -1,5 +1,6 @@
 """What `prepare` is asked to do and where it looks: refused or taken, by the reason given, without a run."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 from helpers_prepare import entry, record, reply, write_csv, write_data
 
 from llamafactory_ext.errors import UsageError
+from llamafactory_ext.gdsh import GdshError, index_series
 from llamafactory_ext.toolbox.prepare import Options
 from llamafactory_ext.toolbox.prepare.options import check_options
-from llamafactory_ext.toolbox.prepare.sources import find_sources
+from llamafactory_ext.toolbox.prepare.sources import find_sources, own_picture
 
 
 OUT = {"root": Path("data"), "out": Path("o.jsonl")}
@@ -109,6 +111,15 @@ def test_a_place_without_data_is_named(root: Path, tmp_path: Path) -> None:
     # Neither a text among the annotations nor records beside them are in the way of the next run.
     for out in (root / "json" / "o.txt", root / "o.json"):
         find_sources(Options(root, out=out))
+
+
+def test_a_file_that_is_called_by_bytes_has_no_picture(root: Path) -> None:
+    folder = root / "timeseries" / "own"
+    (folder / os.fsdecode(b"x\xff.csv")).write_text("value\n1\n")
+    index = index_series(folder)
+    (file,) = (file for file in index.own.files if file.stem.startswith("x"))
+    with pytest.raises(GdshError, match="is not UTF-8; rename the file"):
+        own_picture(index, file)
 
 
 def test_a_file_named_alone_brings_no_other_series(root: Path) -> None:
