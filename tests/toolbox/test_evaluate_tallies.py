@@ -23,6 +23,7 @@ from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Predict
 from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 from llamafactory_ext.toolbox.evaluate.spread import deviation, interval, interval_of_difference
 from llamafactory_ext.toolbox.evaluate.tallies import (
+    METRICS,
     RATES,
     add,
     by_type,
@@ -84,6 +85,8 @@ def test_every_score_of_a_sum_by_hand() -> None:
     }
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
+    single = plain(tally(score([(3, 3)], [(3, 3)], 10)))
+    assert {single[name] for name in METRICS} == {1}
     nothing = plain(add([]))
     assert [name for name, value in nothing.items() if value is None] == [
         *("mean_iou", "vus_pr", "vus_roc", "false_alarms_per_1000_points", "false_alarms_per_normal_series"),
