@@ -58,11 +58,75 @@ def test_names_join_and_order_does_not(tmp_path: Path) -> None:
         ("series,start,end\nTI_70.PV,1,3\n", "'TI_70.PV': none of the 4 records in plant has that name"),
         ("series,start,end,confidence\nTI_7.PV,1,3,nan\n", "confidence is 'nan'"),
         ("series,start,end\n,1,3\n", "names no series"),
+        ("", "has no column series, start, end; found none; expected series, start, end, and confidence or type"),
+        ("series,start,end\nTI_7.PV,-1,3\n", "line 2: start -1 and end 3; expected rows from 0"),
+        ("series,start,end,confidence\nTI_7.PV,1,3,-inf\n", "confidence is '-inf'; expected a number"),
+        ("series,start,end\nTI_70.PV,1,3\n", "such as TI_7.PV, TI_8.PV, TI_9.PV"),
+        ('series,start,end\n"TI_7.PV,1,3\n', "can't be read: unexpected end of data; expected series"),
     ],
 )
 def test_what_is_no_interval_stops(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(EvaluateError, match=said.replace("(", r"\(")):
+    with pytest.raises(EvaluateError) as error:
         scores(text, tmp_path / "p.csv")
+    assert said in str(error.value) and "record 3" not in str(error.value)  # three names are enough
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"series": 7, "start": 1, "end": 3}', "line 3 names no series: found 7;"),
+        ('{"series": "TI_7.PV", "start": true, "end": 3}', "line 3: start is True; expected a whole number"),
+        ('{"series": "TI_7.PV", "start": 1, "end": 3.0}', "line 3: end is 3.0; expected a whole number"),
+        ('{"series": "TI_7.PV", "start": 1}', "line 3: end is None; expected a whole number"),
+        ('{"series": "TI_7.PV", "start": 1, "end": 3, "confidence": true}', "confidence is True; expected a number"),
+        ('["TI_7.PV", 1, 3]', "line 3 is no JSON object; expected series"),
+        ('{"series": "TI_7.PV", "start": 1, "start": 2, "end": 3}', "can't be read: a key occurs twice"),
+        ("{", "can't be read: "),
+    ],
+)
+def test_what_is_no_interval_in_json_stops(line: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"series": "TI_8.PV", "start": "", "end": ""}}\n\n{line}\n')
+    with pytest.raises(EvaluateError) as error:
+        read_foreign(path, SOURCES, "plant")
+    assert said in str(error.value)
+
+
+def test_what_a_line_says_goes_into_the_answer(tmp_path: Path) -> None:
+    """Names with a folder of either kind, in either case of a known suffix; numbers as they are or as text."""
+    lines: list[dict[str, object]] = [
+        {"series": "D:\\x\\TI_7.PV.JPG", "start": 0, "end": "0", "type": 3, "confidence": 1},
+        {"series": "TI_7.PV", "start": 4, "end": 5, "type": "", "confidence": ""},
+        {"series": "/x/TI_7.PV", "start": 6, "end": 6, "confidence": None},
+        {"series": "TI_8.PV.png", "start": "", "end": "", "confidence": 0.5},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = read_foreign(path, SOURCES, "plant")
+    assert [json.loads(one.predict)["detected_anomalies"] for one in found] == [
+        [{"interval": [0, 0], "type": "3", "confidence": 1.0}, {"interval": [4, 5]}, {"interval": [6, 6]}],
+        *([], [], []),
+    ]
+    assert [(one.index, one.label, one.lengths) for one in found] == [
+        (place, source.answer, (100,)) for place, source in enumerate(SOURCES)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "foreign"),
+    [
+        ('\n \n{"series": "a"}\n', True),
+        ('{"series": "a", "predict": ""}', False),
+        ('{"start": 1}', False),
+        ('["series"]', False),
+        ("{", False),
+        ("", False),
+    ],
+)
+def test_intervals_are_told_from_answers_by_the_first_line(text: str, foreign: bool, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    assert is_foreign(tmp_path / "p.jsonl") == foreign
+    assert is_foreign(tmp_path / "none.CSV") and not is_foreign(tmp_path / "none.jsonl")
 
 
 def test_a_name_of_two_records_joins_nothing(tmp_path: Path) -> None:

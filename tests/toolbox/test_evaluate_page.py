@@ -1,6 +1,8 @@
 """The page of an evaluation: in a real browser, and as HTML."""
 
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from helpers_browser import Visit, visit
 
 from llamafactory_ext.gdsh.answers import Anomaly
 from llamafactory_ext.toolbox.evaluate import page as pages
+from llamafactory_ext.toolbox.evaluate.history import add_line, data_of, read_history
 from llamafactory_ext.toolbox.evaluate.judging import Evaluation, Judged
 from llamafactory_ext.toolbox.evaluate.page import BEST, METRICS, WORST, order, page, write_page
+from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError
 
 
 EVIL = "</title></svg><script>alert(1)</script>\"'&"
@@ -270,6 +274,7 @@ def test_of_many_records_both_ends_are_drawn_and_the_others_counted(tmp_path: Pa
     ranked = order(evaluation.records)
     assert [one.scores["event_f1"] for one in ranked] == sorted(one.scores["event_f1"] for one in ranked)
     drawn = [one.index for one in [*ranked[:WORST], *reversed(ranked[-BEST:])]]
+    assert len(drawn) == 30 + 10
     cards = [value for key, value in found.attributes if key == "id" and re.fullmatch(r"r\d+", value)]
     assert cards == [f"r{index}" for index in drawn]
     assert f"the other {1000 - WORST - BEST} are in the table of all records only" in found.text
@@ -323,6 +328,52 @@ def test_real_scores_are_shown() -> None:
     assert [row[0] for row in found.cells if re.fullmatch(r"p\d", row[0])] == ["p2", "p1", "p0"]
     bare = read(evaluate(predictions))
     assert re.search("Left out: (rolling z-score|quartile fences) and (rolling z-score|quartile fences)", bare.text)
+
+
+def test_each_score_stands_beside_the_detectors_and_the_best_is_known() -> None:
+    own = {"event_f1": 0.5, "range_f1": 0.4, "vus_pr": None, "mean_delay": 3.0, "confidence": {"event_f1": [0.1, 0.9]}}
+    others = {
+        "iqr": {"event_f1": 0.5, "range_f1": 0.3, "vus_pr": 0.2, "mean_delay": 2.0},
+        "random": {"event_f1": 0.1, "range_f1": None, "vus_pr": 0.1, "mean_delay": 3.5},
+        "mine": {},
+    }
+    given = {**own, "vus_from": "intervals"}
+    assert list(pages._against(given, others)) == [
+        ("event F1", [0.1, 0.9], [0.5, 0.5, 0.1, None], 0.5),
+        ("VUS-PR, from intervals", None, [None, 0.2, 0.1, None], 0.2),
+        ("points until the first hit, less is better", None, [3.0, 2.0, 3.5, None], 2.0),
+        ("range F1", None, [0.4, 0.3, None, None], 0.4),
+    ]
+    assert [name for name, *_ in pages._against({**own, "vus_from": "confidences"}, others)][1] == "VUS-PR"
+    assert list(pages._against(given, {})) == []
+    assert list(pages._not_beaten(given, others)) == [
+        "event F1 (quartile fences)",
+        "VUS-PR (quartile fences, random places)",
+        "points until the first hit (quartile fences)",
+    ]
+    assert [pages.named(name) for name in ("zscore", "random", "mine")] == ["rolling z-score", "random places", "mine"]
+
+
+def test_of_a_long_history_the_last_lines_are_shown(tmp_path: Path) -> None:
+    path, evaluation = tmp_path / "history.jsonl", known()
+    lines = [add_line(path, evaluation, f"run {place:02d}!", "d") for place in range(22)][-1]
+    assert [len(lines), lines[-1]["name"], lines[-1]["records"], len(lines[-1]["data"])] == [22, "run 21!", 3, 12]
+    text = "".join(page(evaluation, lines))
+    assert [f"run {place:02d}!" in text for place in range(22)] == [False] * 2 + [True] * 20
+    drawn = "".join(page(evaluation, lines[:2])).count("<svg"), "".join(page(evaluation, lines[:1])).count("<svg")
+    assert drawn[0] > drawn[1], "one line is no curve"
+    # Lines of other data stay and are passed over; a line without end is ended; anything else is no history.
+    path.write_text(path.read_text().splitlines()[0] + '\n\n{"data": "another", "scores": {}}', encoding="utf-8")
+    assert [one["name"] for one in add_line(path, evaluation, "new", "d")] == ["run 00!", "new"]
+    assert [one["name"] for one in read_history(path, lines[0]["data"])] == ["run 00!", "new"]
+    turned = [replace(one, labels=one.labels[::-1]) for one in evaluation.records]
+    assert data_of(Evaluation({}, turned)) == data_of(evaluation) != data_of(Evaluation({}, turned[::-1]))
+    path.write_text(json.dumps({"data": lines[0]["data"], "scores": [1]}), encoding="utf-8")
+    assert read_history(path, lines[0]["data"]) == []
+    for wrong in ("{", "[]", '{"data": 1'):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(EvaluateError, match=r"history.jsonl is no history of scores: .+; name another file, or"):
+            read_history(path, "")
 
 
 def test_the_old_page_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,8 @@ def test_delay_types_and_normal_series_by_hand() -> None:
     found = score(list(types[0]), list(types[1]), 100, types=types).detail
     assert (found.pairs, found.typed, found.right_type) == (3, 2, 1)
     assert (found.found, found.delay, found.normal) == (3, 0 + 4 + 5, 0)
+    at_the_ends = score([(10, 19), (40, 49)], [(5, 10), (49, 60)], 100).detail
+    assert (at_the_ends.found, at_the_ends.delay, at_the_ends.normal_false_alarms) == (2, 0 + 9, 0)
     normal = score([], [(3, 5), (8, 9)], 100, outside=1).detail
     assert (normal.normal, normal.normal_false_alarms, normal.length, normal.volumes) == (1, 3, 100, 0)
 
@@ -92,6 +94,16 @@ def test_a_constant_score_tells_nothing_apart() -> None:
     assert found is not None and found.roc == pytest.approx(0.5, abs=0.03) and found.pr < 0.2
     assert volume(labels * 0, np.zeros(200), 20) is None
     assert volume(labels * 0 + 1, np.zeros(200), 20) is None
+
+
+@pytest.mark.parametrize(("rank", "predicted"), [(0, 1), (1, 2), (5, 7), (298, 300), (299, 300)])
+def test_thresholds_are_250_of_the_sorted_scores(rank: int, predicted: int) -> None:
+    """Of 300 each 299/249th, rounded down, the highest and the lowest among them: so not the sixth (rank 5)."""
+    labels = np.zeros(300, dtype=np.int64)
+    labels[rank] = 1
+    found = volume(labels, np.arange(300.0)[::-1], 0)
+    assert found is not None and found.pr == pytest.approx(1 / predicted)
+    assert [window_of(length) for length in (9, 10, 999, 1000, 1010, 5000)] == [0, 1, 99, 100, 100, 100]
 
 
 def test_nothing_on_either_side() -> None:

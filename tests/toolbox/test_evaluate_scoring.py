@@ -1,6 +1,7 @@
 """From predictions to an evaluation: sums, types, points, baselines, confidence, and what is refused."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_sums_by_hand() -> None:
     found = evaluate(RECORDS).scores
     assert (found["records"], found["points"], found["strict_json_rate"]) == (8, 7, 7 / 8)
     assert found["events"] == {"hits": 4, "false_alarms": 2, "misses": 3}
+    assert not re.search(r"\.\d{7}", json.dumps({**found, "versions": None})), "six decimals are enough"
     assert found["event_precision"] == pytest.approx(4 / 6, abs=1e-6)
     assert found["event_recall"] == pytest.approx(4 / 7, abs=1e-6)
     assert found["event_f1"] == pytest.approx(8 / 13, abs=1e-6)
@@ -207,6 +209,8 @@ def test_detectors_are_the_libraries_own_with_one_seed() -> None:
     }
     for name, expected in theirs.items():
         np.testing.assert_array_equal(getattr(detectors, f"_{name}")(series, 12), expected)
+    short = KMeansAD(n_clusters=17, window_size=8, random_state=0).fit_predict(series[:24], axis=0)
+    np.testing.assert_array_equal(detectors._kmeans(series[:24], 8), short)  # as many centres as windows
 
 
 def flagged(series: list[Any], name: str) -> list[tuple[int, int]]:
@@ -280,6 +284,16 @@ WRONG_LINES = {
     "empty": ("", "is empty; expected one JSON object a line, with prompt, predict, label"),
     "no JSON": ("{", "line 1 is no JSON"),
     "no object": ("[]", "line 1 holds list, no object"),
+    "no key": ("{}", "line 1 has no text 'prompt': found only nothing; expected LLaMA-Factory's"),
+    "twice a key": ('{"prompt": "", "prompt": ""}', "line 1 is no JSON: a key occurs twice"),
+    "second line": (
+        "\n" + json.dumps({**line("", ""), "label": None}),
+        "line 2 has no text 'label': found None in it",
+    ),
+    "endless": (
+        json.dumps({**line("", ""), "prompt": f"[offset=1|scaling=1|length={2**22 + 1}|x]"}),
+        "over 4,194,304 p",
+    ),
     "no such key": (json.dumps({"prompt": "", "text": ""}), "has no text 'predict': found only prompt, text"),
     "no text": (json.dumps({**line("", ""), "predict": 5}), "has no text 'predict': found 5 in it"),
     "no series": (json.dumps({**line("", ""), "prompt": "?"}), "its prompt tells no length of a series"),
@@ -315,3 +329,18 @@ def test_lines_and_lengths(tmp_path: Path) -> None:
     path.write_text("\n".join(rows), encoding="utf-8")
     found = read_predictions(path)
     assert [(one.index, one.lengths, one.label) for one in found] == [(0, (64, 8), "a"), (1, (100,), "c\u2028")]
+    assert len(found[0].descriptions) == 2 and all(one in two for one in found[0].descriptions)
+    rows[0] = json.dumps(
+        {**line("a", ""), "prompt": f"[offset=1|scaling=1|length={2**22}|x]"}
+    )  # as long as any may be
+    path.write_text(rows[0].ljust(1 << 24), encoding="utf-8")
+    assert read_predictions(path)[0].lengths == (1 << 22,)
+    path.write_text(rows[0].ljust((1 << 24) + 1), encoding="utf-8")
+    with pytest.raises(EvaluateError, match="line 1 has more than 16,777,216 characters"):
+        read_predictions(path)
+    path.write_bytes(b"\xff\xfe")
+    for wrong, said in ((path, "can't be read: 'utf-8' codec"), (tmp_path / "none", "can't be read: No such file")):
+        with pytest.raises(EvaluateError, match=said):
+            read_predictions(wrong)
+    labels = ["", " \n", "<|im_end|>\n", "x<|im_end|>"]
+    assert [Prediction(0, "", "", one).is_labelled for one in labels] == [False, False, False, True]

@@ -131,6 +131,11 @@ def test_wrong_input(predicted: Path, data: Gdsh, tool: Tool) -> None:
     one_line(scored(rows[:2], *named), 1, "2 predictions, but 3 records in a; name the data set that was predicted")
     one_line(scored([rows[1], rows[0], rows[2]], *named), 1, "2 of 3 predictions are of other records", "record 0")
     assert scored(rows[:2], *named, "max_samples=2") == (0, "")
+    annotations = data.folder / "json" / "a.json"
+    annotations.write_text(annotations.read_text(encoding="utf-8").replace("b.jpg", "none.jpg"), encoding="utf-8")
+    one_line(scored(rows, *named), 1, "data set a: record 1 (none.jpg): no CSV file belongs to 'none'")
+    annotations.unlink()
+    one_line(scored(rows, *named), 1, "data set a: ", "a.json")
 
 
 def test_files_of_others_and_full_disks(predicted: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

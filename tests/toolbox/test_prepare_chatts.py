@@ -56,6 +56,7 @@ def test_python_literals_become_json_and_the_rest_stays(tmp_path: Path) -> None:
     assert [intervals_of(one["output"]) for one in found] == [[(3, 3), (74, 78)], [(0, 89)], [(1, 2)], [(5, 6)]]
     assert [one["timeseries"] for one in found] == [one["timeseries"] for one in records]
     assert [one["round"] for one in found] == [2, 3, 3, 1]
+    assert [one["rows"] for one in found] == [[0]] * 4
     assert [one["system"] for one in found] == ["专家", "", "", ""]
     assert found[3]["input"] == "<ts><ts/>\n哪里异常？"
     # What was written is read again, and comes out the same; so does the same as a JSON list.

@@ -84,6 +84,7 @@ def test_the_choice_does_not_depend_on_labels_and_sees_the_anomalies() -> None:
 
 def test_series_of_unequal_length_are_refused_only_where_rows_must_be_chosen() -> None:
     short, long = np.zeros(9), np.zeros(20)
+    assert choose_rows([short], 9) is None and choose_rows([short], 8) is not None
     check_alignment([short, long], window=None, points=20)
     check_alignment([short, long], window=20, points=None)
     for limits in ({"window": None, "points": 19}, {"window": 19, "points": None}, {"window": 19, "points": 30}):
@@ -92,6 +93,11 @@ def test_series_of_unequal_length_are_refused_only_where_rows_must_be_chosen() -
     with pytest.raises(GdshError, match="share 8 points"):
         check_alignment([long, long, long], window=None, points=8)
     check_alignment([long, long, long], window=8, points=8)
+    check_alignment([long, long, long], window=None, points=9)
+    with pytest.raises(GdshError, match="3 series share 8 points; expected 3 or more for each"):
+        check_alignment([long, long, long], window=9, points=8)
+    with pytest.raises(GdshError, match="share"):
+        check_alignment([long[:9]] * 3, window=19, points=8)
 
 
 @given(labelled(), st.integers(1, 20), st.data())
@@ -122,6 +128,7 @@ def test_normal_windows_are_as_many_as_allowed_and_spread(normal: list[int], mos
     kept = choose_normal(normal, most)
     assert len(kept) == len(set(kept)) == (len(normal) if most is None else min(most, len(normal)))
     assert kept == [one for one in normal if one in set(kept)]
+    assert choose_normal(range(10), 3) == [1, 5, 8] and choose_normal(range(10), 2) == [2, 7]
     if most and len(normal) > most:
         places = [normal.index(one) for one in kept]
         steps = np.diff([-1, *places, len(normal)])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamafactory_ext.toolbox.prepare.splitting import Keys, choose_validation, series_keys
+from llamafactory_ext.toolbox.prepare.splitting import Keys, _mix, choose_validation, series_keys
 
 
 names = st.integers(0, 25).map(lambda number: 0x9E3779B97F4A7C15 * (number + 1) % 2**64)
@@ -128,3 +128,45 @@ def test_stretches_of_eight_values_or_more_make_keys(distinct: int) -> None:
     one, other = (np.concatenate([[start], stretch]) for start in (100.0, 200.0))
     shared = np.intersect1d(series_keys(one), series_keys(other))
     assert (len(shared) > 0) == (distinct == 8)
+
+
+def test_bits_are_mixed_as_in_splitmix64() -> None:
+    """The first numbers for the seed 1234567, which are listed at rosettacode.org/wiki/Pseudo-random_numbers."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    states = [(1234567 + turn * 0x9E3779B97F4A7C15) % 2**64 for turn in range(1, 5)]
+    assert _mix(np.array(states, dtype=np.uint64)).tolist() == published
+
+
+def test_64_values_in_a_row_are_enough_and_31_are_known_as_a_whole_alone() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shared, rest = rng.normal(size=64), rng.normal(size=(4, 80))
+        one, other = (np.concatenate([rest[turn], shared, rest[turn + 1]]) for turn in (0, 2))
+        assert np.intersect1d(series_keys(one), series_keys(other)).size
+    values = rng.normal(size=32)
+    assert [len(series_keys(values[:length])) for length in (1, 31, 32)] == [1, 1, 2]
+
+
+def test_a_seed_may_have_any_number_of_digits() -> None:
+    records = [(number,) for number in range(1, 9)]
+    assert sum(choose(records, 0.25, -(10**99))[0]) == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_are_exact_where_they_can_be(seed: int) -> None:
+    """Many units a side, each with one type, or with several anomalies of one: a quarter of everything is possible."""
+    kinds = [["a"]] * 16 + [["b"]] * 64 + [["c", "c"]] * 64 + [[]] * 256
+    assert share_of_validation(kinds, 0.25, seed) == {"a": 4, "b": 16, "c": 32}
+    # Mixed units: the sum counts, as well as how many series have any.
+    kinds = [["a", "b"]] * 16 + [["a"]] * 16 + [["b"]] * 16 + [["a", "a", "b"]] * 16
+    found = share_of_validation(kinds, 0.25, seed)
+    assert abs(found["a"] - 16) <= 1 and abs(found["b"] - 12) <= 1
+
+
+def test_a_single_series_apart_is_one_whose_type_stays_on_both_sides() -> None:
+    kinds = [[f"only {place}"] for place in range(8)] + [["double"], ["double"]]
+    for seed in range(5):
+        assert share_of_validation(kinds, 0.1, seed) == {"double": 1}
+        most = [["double"], ["double"], *[["common"]] * 38]
+        assert share_of_validation(most, 0.9, seed) == {"double": 1, "common": 35}
+        assert share_of_validation([[], [], ["a", "a"], ["a", "a"]], 0.5, seed) == {"a": 2}

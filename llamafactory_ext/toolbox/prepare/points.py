@@ -25,7 +25,7 @@ from .records import CHATTS_COLUMNS, SYSTEM, Record, fault_of, read_chatts
 from .report import Line, Tally
 from .resampling import Floats, choose_normal, choose_rows, cut_anomalies, lay_windows, thin_anomalies
 from .samples import Sample, merge_samples, read_sample, without_equals
-from .splitting import Keys, series_keys, text_key
+from .splitting import NO_KEYS, Keys, series_keys, text_key
 
 
 def prepare_batch(points: Sequence[Sequence[bytes]], options: Options, texts: frozenset[str]) -> Tally:
@@ -47,7 +47,7 @@ def prepare_point(records: Sequence[Record], options: Options, texts: frozenset[
     except GdshError as error:
         tally.faults += [fault_of(record, error) for record in records]
         return tally
-    keys = _keys(records, series) if options.split is not None or options.golden else np.zeros(0, dtype=np.uint64)
+    keys = _keys(records, series) if options.split is not None or options.golden else NO_KEYS
     if options.golden and _is_golden(records, keys, options.golden):
         tally.counts["golden"] += len(records)
         return tally
@@ -107,7 +107,7 @@ def golden_keys(path: Path) -> tuple[Keys, frozenset[str]]:
     Raises:
         GdshError: it holds something else than ChatTS records with series.
     """
-    keys, names = [np.zeros(0, dtype=np.uint64)], set()
+    keys, names = [NO_KEYS], set()
     for index, fields in enumerate(read_records(path)):
         try:
             record = read_chatts(fields, path, index)
@@ -168,7 +168,7 @@ def _write(
     return Line(
         chatts=chatts_line(sample, text, series, origin, texts) if options.out else b"",
         gdsh=gdsh_line(record, sample.prompt, text) if options.annotations else b"",
-        keys=np.zeros(0, dtype=np.uint64),
+        keys=NO_KEYS,
         types=tuple(anomaly.type for anomaly in anomalies),
     )
 

@@ -107,15 +107,13 @@ def alone(path: Path | None) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire()
+            held = lock.acquire()
         except Timeout as error:
             raise PrepareError(
                 f"another run has held {str(path)!r} for {_PATIENCE} s; try again when it has ended"
             ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def draft_registry(drafts: Drafts, options: Options, folder: Path, with_system: bool) -> bool:

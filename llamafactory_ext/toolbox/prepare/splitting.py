@@ -17,6 +17,7 @@ from .resampling import Floats
 
 Keys = npt.NDArray[np.uint64]
 """What a record's series are known by: records that have a key in common belong together."""
+NO_KEYS: Keys = np.zeros(0, dtype=np.uint64)
 
 _RUN = 32  # values whose equality makes a key
 _REACH = 33  # of so many runs in a row one is chosen: whoever shares 64 values in a row shares a key
