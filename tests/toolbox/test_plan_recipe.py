@@ -190,6 +190,7 @@ def test_shapes_from_a_config() -> None:
     assert (found.attention_bias, found.qk_norm) == (True, False)
     qwen3 = Shape.from_config(plain | {"model_type": "qwen3ts"})
     assert (qwen3.head_dim, qwen3.attention_bias, qwen3.qk_norm) == (128, False, True)
+    assert Shape.from_config(plain | {"model_type": "chatts", "architectures": ["Qwen3TSForCausalLM"]}) == qwen3
 
 
 # The heaviest batch
