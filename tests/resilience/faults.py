@@ -35,7 +35,7 @@ TESTS = {
     "training": ["tests/training", "tests/model"],
     "serving/prompt.py": ["tests/serving"],
     "toolbox/prepare": PREPARE,
-    "toolbox/plan": [f"tests/toolbox/test_plan_{name}.py" for name in ("memory", "steps", "verdict", "tool")],
+    "toolbox/plan": [f"tests/toolbox/{path.name}" for path in sorted((ROOT / "tests/toolbox").glob("test_plan_*.py"))],
     "toolbox/evaluate": [
         f"tests/toolbox/{path.name}"
         for pattern in ("test_evaluate_*.py", "test_compare.py")

@@ -141,6 +141,11 @@ def test_in_a_process_of_its_own(demo: Path) -> None:
         (["yaml/2080ti_qlora_safe.yaml", "DEMO", "layers_without_checkpoints=2"], "not go with `offload_checkpoints`"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=0"], "num_train_epochs is 0; expected more than 0"),
         (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=0", "max_steps=x"], "max_steps is 'x'; expected a num"),
+        (["yaml/2080ti_qlora.yaml", "dataset=null"], "yaml/2080ti_qlora.yaml names no dataset; add dataset=…"),
+        (
+            ["yaml/2080ti_qlora.yaml", "DEMO", "dataloader_drop_last=true", "per_device_train_batch_size=24"],
+            "yaml/2080ti_qlora.yaml: 23 records make no batch of 24 on 1 processes",
+        ),
         (["yaml/2080ti_qlora.yaml", "DEMO", "num_train_epochs=many"], "num_train_epochs is 'many'; expected a number"),
     ],
 )
@@ -151,9 +156,49 @@ def test_bad_input_gets_one_clear_line(arguments: list[str], said: str, demo: Pa
     assert said in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
 
 
-def test_data_that_would_stop_training(gdsh: Gdsh, demo: Path, plan: Plan) -> None:
+@pytest.mark.parametrize(
+    ("keys", "status", "said"),
+    [
+        (["DEMO"], 1, "error: training would stop: "),
+        ([], 1, "error: training would stop: record 0 (missing.jpg): no CSV file"),
+        (
+            ["packing=true"],
+            1,
+            "would stop: records are packed by their tokens, and there is no tokenizer to count them",
+        ),
+        (["DEMO", "deepspeed=no.json"], 2, "error: deepspeed: no.json can't be read"),  # before the data are
+    ],
+)
+def test_data_that_would_stop_training(
+    gdsh: Gdsh, demo: Path, plan: Plan, keys: list[str], status: int, said: str
+) -> None:
     gdsh.records(annotation("missing.jpg"))
-    keys = ["dataset=a", f"dataset_dir={gdsh.folder}", f"model_name_or_path={demo / 'model'}"]
-    run = plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *keys)
-    assert run.returncode == 1
-    assert "training would stop: " in run.stderr and "missing" in run.stderr and "Traceback" not in run.stderr
+    given = [f"model_name_or_path={demo / 'model'}" if key == "DEMO" else key for key in keys]
+    run = plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), "dataset=a", f"dataset_dir={gdsh.folder}", *given)
+    assert run.returncode == status and said in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert ("missing" in run.stderr) == (status == 1 and "packing=true" not in keys)
+
+
+def test_tokens_without_a_tokenizer(gdsh: Gdsh, plan: Plan) -> None:
+    """One a character, one a patch, 30 for the template and 90 for each series' line of statistics."""
+    gdsh.csv("b.csv", [1.0] * 17)
+    short, longer = answer((2, 3)), answer((2, 3), (5, 6))
+    gdsh.records(
+        annotation("a.jpg", short, user="<image>why?"),
+        *[annotation(["a.jpg", "b.jpg"], longer, user="<image><image>")] * 3,
+        annotation("b.jpg", short, user="<image>?"),
+    )
+    keys = ["dataset=a", f"dataset_dir={gdsh.folder}", "--json", "--gpu", "24", "--processes", "1"]
+    found = json.loads(plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *keys).stdout)
+    marker = len("<ts><ts/>")
+    whole = [
+        30 + 90 + marker + len("why?") + 5 + len(short),
+        *[30 + 2 * 90 + 2 * marker + (5 + 3) + len(longer)] * 3,
+        30 + 90 + marker + len("?") + 3 + len(short),
+    ]
+    assert found["tokens"] == {
+        "longest": max(whole), "median": whole[1], "total": sum(whole), "most_labels": len(longer), "most_patches": 8,
+    }  # fmt: skip
+    assert (found["estimated"], found["records"], found["rows"], found["records_held_out"]) == (True, 5, 5, 0)
+    split = json.loads(plan(str(ROOT / "yaml" / "2080ti_qlora.yaml"), *keys, "val_size=0.4").stdout)
+    assert (split["records"], split["rows"], split["records_held_out"]) == (5, 3, 2)

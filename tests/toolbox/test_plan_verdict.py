@@ -1,50 +1,39 @@
-"""Cards, what fits them, what to change; and what else would stop a run."""
+"""Cards, what fits them, and what to change."""
 
-import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from conftest import ROOT
+from helpers_plan import GIB, Make, alone, maker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe
-from llamafactory_ext.toolbox.plan.memory import Load
-from llamafactory_ext.toolbox.plan.preflight import check, checkpoints_kept
+from llamafactory_ext.toolbox.plan.cards import CARDS, Card, UnknownCardError, named, of_recipe, present
+from llamafactory_ext.toolbox.plan.memory import Load, on_device, while_loading
+from llamafactory_ext.toolbox.plan.planning import choose_card
 from llamafactory_ext.toolbox.plan.recipe import Recipe
 from llamafactory_ext.toolbox.plan.shape import KNOWN
-from llamafactory_ext.toolbox.plan.steps import seconds
-from llamafactory_ext.toolbox.plan.verdict import faster, judge, recommend, total
+from llamafactory_ext.toolbox.plan.verdict import Change, _candidates, faster, judge, recommend, total
 
 
 SHAPE = KNOWN["chatts-14b"]
 RECORD = Load(tokens=2400, labels=200, patches=625)  # so long that a step takes more than loading
-Make = Callable[..., Recipe]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_network() -> Iterator[None]:
-    """As where no config.json can be reached, and the disk has room for what would be downloaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llamafactory_ext.toolbox.plan.recipe._config_of", lambda *_: None)
-        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000 * GIB))
+    with alone():
         yield
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A recipe for ChatTS-14B, as plain as it gets; takes keys."""
-
-    def recipe(**keys: Any) -> Recipe:
-        values = {"model_name_or_path": "none/ChatTS-14B", "fp16": True, "quantization_bit": 4}
-        values |= {"per_device_train_batch_size": 1, "lora_target": "q_proj,k_proj,v_proj"}
-        return Recipe(Path("mine.yaml"), values | {"output_dir": str(tmp_path / "out")} | keys)
-
-    return recipe
+    return maker(tmp_path / "out")
 
 
 def needed(recipe: Recipe, load: Load = RECORD) -> float:
@@ -66,22 +55,65 @@ def test_weights_are_in_the_type_that_the_config_states(
 # Cards
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "box", "capability"),
+    [
+        # GB as they are printed on the box; compute capabilities by developer.nvidia.com/cuda-gpus.
+        ("2080ti", "RTX 2080Ti", 11, (7, 5)),
+        ("2080ti-22g", "RTX 2080Ti, 22 GB", 22, (7, 5)),
+        ("2080", "RTX 2080, 8 GB", 8, (7, 5)),
+        ("3070", "RTX 3070, 8 GB", 8, (8, 6)),
+        ("4060", "RTX 4060, 8 GB", 8, (8, 9)),
+        ("3060", "RTX 3060, 12 GB", 12, (8, 6)),
+        ("3090", "RTX 3090", 24, (8, 6)),
+        ("4090", "RTX 4090", 24, (8, 9)),
+        ("t4", "T4", 16, (7, 5)),
+        ("v100", "V100, 16 GB", 16, (7, 0)),
+        ("v100-32g", "V100, 32 GB", 32, (7, 0)),
+        ("a10", "A10", 24, (8, 6)),
+        ("l4", "L4", 24, (8, 9)),
+        ("a100", "A100, 40 GB", 40, (8, 0)),
+        ("a100-80g", "A100, 80 GB", 80, (8, 0)),
+        ("h100", "H100", 80, (9, 0)),
+        ("h200", "H200", 141, (9, 0)),
+    ],
+)
+def test_cards_are_those_of_their_makers(name: str, label: str, box: int, capability: tuple[int, int]) -> None:
+    """CUDA reports a little less than what is printed on the box."""
+    card = named(name)
+    assert card == Card(label, card.gib, capability, found=False, device="cuda")
+    assert 0.9 * box < card.gib < box
+    assert len(CARDS) == 17, "each has a row here"
+
+
 def test_cards_by_name_and_by_size() -> None:
-    assert named("cpu").device == "cpu" and named("CPU").found
+    machine = Card("CPU", psutil.virtual_memory().total / 1024**3, None, found=True, device="cpu")
+    assert named("cpu") == named("CPU") == machine
     assert named("2080Ti") is CARDS["2080ti"] and named("RTX 3060") is CARDS["3060"]
-    assert (
-        named("1").gib == 1
-        and named("10.5").gib == 10.5
-        and named("24GB").gib == 24
-        and named("24GB").capability is None
-    )
+    for name, gib in {"1": 1, "0.5": 0.5, "10.5": 10.5, "24GB": 24, "24 gib": 24, "9999": 9999}.items():
+        assert named(name) == Card(f"card of {gib} GiB", gib, None, found=False, device="cuda")
     assert of_recipe("2080ti_qlora_safe") is CARDS["2080ti"] and of_recipe("cpu_demo") is None
 
 
-@pytest.mark.parametrize("name", ["titan", "", "-3", "0", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("name", ["titan", "", "-3", "0", "nan", "inf", "1e9", "10000"])
 def test_unknown_card(name: str) -> None:
     with pytest.raises(UnknownCardError, match=r"known are 2080ti, .*h200, cpu, or give its memory in GiB"):
         named(name)
+
+
+def test_cards_in_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for torch's answers about a card each: there may be none here."""
+    two = [SimpleNamespace(name=name, major=8, minor=6, total_memory=gib * GIB) for name, gib in (("A", 8), ("B", 24))]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(two))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: two[number])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    small, large = Card("A", 8.0, (8, 6), found=True), Card("B", 24.0, (8, 6), found=True)
+    assert present() == [small, large]
+    assert choose_card(None, "3060_qlora") == small, "what fits it fits the other one"
+    assert choose_card("3090", "3060_qlora") is CARDS["3090"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert present() == []
+    assert choose_card(None, "3060_qlora") is CARDS["3060"] and choose_card(None, "mine") == named("cpu")
 
 
 # Verdict
@@ -199,6 +231,177 @@ def test_nothing_is_faster_with_deepspeed(make: Make) -> None:
     assert faster(recipe, SHAPE, RECORD, Card("card", 1000.0), 1) is None
 
 
+def test_the_peak_is_that_of_a_step_or_of_loading(make: Make) -> None:
+    settings = make().settings("cuda", 1)
+    step = sum(on_device(SHAPE, settings, RECORD).values())
+    assert total(SHAPE, settings, RECORD) == step / 1024**3
+    settings, least = replace(settings, stream_layers=24), Load(tokens=1, labels=1, patches=1)
+    assert total(SHAPE, settings, least) == sum(while_loading(SHAPE, settings).values()) / 1024**3
+
+
+EMBEDDING = ("embedding_on_cpu=true", "a copy of a few MB a step")
+OFFLOAD = ("offload_checkpoints=true", "checkpoints cross the bus twice a step")
+MOMENTS = ("optim=paged_adamw_8bit", "moments rounded to 8 bit")
+HEAD = ("stream_head=true", "the head crosses the bus once a record")
+FOUR_BIT = ("quantization_bit=4", "weights rounded to 4 bit")
+
+
+def streamed(layers: int, more: str = "") -> tuple[str, str]:
+    return f"stream_layers={layers}{more}", f"{layers} layers cross the bus twice a record, beside computing"
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "expected"),
+    [
+        ({}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD, streamed(8), streamed(24)]),
+        ({}, "cpu", [OFFLOAD, MOMENTS]),
+        ({"quantization_bit": None}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD, FOUR_BIT]),
+        ({"quantization_bit": 8, "stream_layers": 1}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD]),
+        ({"stream_layers": 7}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD, streamed(8), streamed(24)]),
+        ({"stream_layers": 8}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD, streamed(24)]),
+        ({"stream_layers": 24}, "cuda", [EMBEDDING, OFFLOAD, MOMENTS, HEAD]),
+        ({"finetuning_type": "full", "quantization_bit": None}, "cuda", [OFFLOAD, MOMENTS]),
+        ({"deepspeed": {"zero_optimization": {}}, "quantization_bit": None}, "cuda", [OFFLOAD, MOMENTS]),
+        (
+            {"disable_gradient_checkpointing": True},
+            "cuda",
+            [
+                EMBEDDING, ("disable_gradient_checkpointing=false", "each layer is computed twice"), MOMENTS, HEAD,
+                streamed(8, " disable_gradient_checkpointing=false"),
+                streamed(24, " disable_gradient_checkpointing=false"),
+            ],
+        ),
+        (
+            {"layers_without_checkpoints": 3},
+            "cuda",
+            [
+                EMBEDDING,
+                ("layers_without_checkpoints=0", "these layers are computed twice"),
+                (f"{OFFLOAD[0]} layers_without_checkpoints=0", OFFLOAD[1]),
+                MOMENTS, HEAD,
+                streamed(8, " layers_without_checkpoints=0"), streamed(24, " layers_without_checkpoints=0"),
+            ],
+        ),
+        (
+            {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
+            "cpu",
+            [
+                OFFLOAD, MOMENTS,
+                ("per_device_train_batch_size=1 gradient_accumulation_steps=12", "the same step in more passes"),
+            ],
+        ),
+        (
+            {"per_device_train_batch_size": 2},
+            "cpu",
+            [
+                OFFLOAD, MOMENTS,
+                ("per_device_train_batch_size=1 gradient_accumulation_steps=2", "the same step in more passes"),
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_what_can_be_changed_cheapest_first(
+    make: Make, keys: dict[str, Any], device: str, expected: list[tuple[str, str]]
+) -> None:
+    short = Load(tokens=2400, labels=200, patches=1)
+    assert [(one.text, one.price) for one in _candidates(make(**keys), SHAPE, short, device)] == expected
+
+
+def test_a_head_that_is_the_embedding_is_not_moved(make: Make) -> None:
+    found = _candidates(make(), replace(SHAPE, tied=True), Load(2400, 200, 1), "cuda")
+    assert [(one.text, one.price) for one in found] == [OFFLOAD, MOMENTS, streamed(8), streamed(24)]
+    few = _candidates(make(), replace(SHAPE, layers=6), Load(2400, 200, 1), "cuda")
+    assert [(one.text, one.price) for one in few][-2:] == [streamed(1), streamed(3)]
+
+
+@pytest.mark.parametrize(
+    ("patches", "points"),
+    [
+        (513, (4096, 3072, 2048, 1536, 1024, 768, 512, 256)),
+        (512, (3072, 2048, 1536, 1024, 768, 512, 256)),  # 8 points a patch
+        (33, (256,)),
+        (32, ()),
+    ],
+)
+def test_series_are_thinned_to_fewer_points_than_they_have(make: Make, patches: int, points: tuple[int, ...]) -> None:
+    """A batch is split first; patches that go are tokens that go."""
+    batch = Load(tokens=4 * 2400, labels=4 * 200 - 1, patches=4 * patches - 3, rows=4)
+    for keys, load, rows in (({}, Load(2400, 200, patches), 1), ({"per_device_train_batch_size": 4}, batch, 1)):
+        thinned = [one for one in _candidates(make(**keys), SHAPE, load, "cuda") if one.data]
+        assert [one.data.split()[-1] for one in thinned] == [f"{count})" for count in points]
+        assert [one.load for one in thinned] == [
+            Load(2400 - patches + count // 8, 200, count // 8, rows) for count in points
+        ]
+        assert all(one.price == "fewer points a series" and not one.keys for one in thinned)
+
+
+def test_a_split_batch_stays_among_the_changes_when_series_are_thinned(make: Make) -> None:
+    """On a CPU, where nothing can be tried between the two."""
+    recipe = make(per_device_train_batch_size=4, fp16=False)
+    load, thinned = Load(16_000, 400, 12_000, rows=4), Load(1000 + 384, 100, 384)
+    single = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    levers = make(optim="paged_adamw_8bit", fp16=False, **single)
+    card = Card("CPU", total(SHAPE, levers.settings("cpu", 1), thinned), found=True, device="cpu")
+    assert [change.text.split("--")[-1] for change in judge(recipe, SHAPE, load, card, 1).changes] == [
+        "optim=paged_adamw_8bit",
+        "per_device_train_batch_size=1 gradient_accumulation_steps=4",
+        "max-points 3072)",
+    ]
+
+
+def test_what_does_not_help_is_not_named(make: Make) -> None:
+    """Plain SGD has no moments to round."""
+    every = needed(make(embedding_on_cpu=True, offload_checkpoints=True, stream_head=True, optim="sgd"))
+    verdict = judge(make(optim="sgd"), SHAPE, RECORD, Card("card", every), 1)
+    assert verdict.text == "fits with embedding_on_cpu=true offload_checkpoints=true stream_head=true"
+
+
+@pytest.mark.parametrize(("layers", "worth"), [(1, False), (2, True)])
+def test_less_than_a_tenth_of_the_layers_is_not_worth_a_key(make: Make, layers: int, worth: bool) -> None:
+    shape = replace(SHAPE, layers=20)
+    room = total(shape, make(layers_without_checkpoints=layers).settings("cuda", 1), RECORD)
+    change = faster(make(), shape, RECORD, Card("card", room / 0.92 + 1e-6), 1)
+    price = f"2 of 20 layers are computed once a step, not twice; peak {room:.2f} GiB"
+    assert change == (Change(price, {"layers_without_checkpoints": 2}) if worth else None)
+    one_more = faster(make(layers_without_checkpoints=layers - 1), shape, RECORD, Card("card", room / 0.92 + 1e-6), 1)
+    assert (one_more is not None) == worth, "of more than a tenth each counts"
+    assert faster(make(stream_layers=1), shape, RECORD, Card("card", 1000.0), 1) is None
+
+
+def test_what_is_set_back_for_a_faster_run(make: Make) -> None:
+    """Only what is set: the rest of the recipe's keys stay as they are."""
+    for keys, more in (
+        ({}, {}),
+        ({"layers_without_checkpoints": 1}, {"layers_without_checkpoints": 0}),
+        ({"offload_checkpoints": True}, {"offload_checkpoints": False}),
+    ):
+        change = faster(make(**keys), SHAPE, RECORD, Card("card", 1000.0), 1)
+        assert change is not None and change.keys == {"disable_gradient_checkpointing": True, **more}
+
+
+def test_the_next_smaller_recipe_where_one_does_not_fit(make: Make) -> None:
+    """Each to its last byte; of a batch of two the heavier load counts. A recipe that is not there is passed over."""
+    values = {
+        "2080ti_qlora": {"per_device_train_batch_size": 2},
+        "3060_qlora": {"embedding_on_cpu": True, "per_device_train_batch_size": 2},
+        "2080ti_qlora_safe": {"embedding_on_cpu": True, "offload_checkpoints": True},
+        "8gb_qlora": {"embedding_on_cpu": True, "offload_checkpoints": True, "stream_head": True},
+    }
+    recipes = [replace(make(**keys), path=Path(f"{name}.yaml")) for name, keys in values.items()]
+    pair = Load(tokens=4800, labels=400, patches=1250, rows=2)
+    for capability, first in ((None, "2080ti_qlora"), ((7, 5), "2080ti_qlora"), ((8, 0), "3060_qlora")):
+        order = [recipe for recipe in recipes if recipe.path.stem in (first, "2080ti_qlora_safe", "8gb_qlora")]
+        for recipe, below in zip(order, [*order[1:], None], strict=True):
+            least = needed(recipe, pair if recipe is order[0] else RECORD)
+            found = recommend(recipes, SHAPE, RECORD, Card("card", least, capability))
+            assert found is not None and found.recipe is recipe
+            smaller = recommend(recipes, SHAPE, RECORD, Card("card", least - 1e-6, capability))
+            assert (smaller and smaller.recipe) == below
+        alone = recommend(order[2:], SHAPE, RECORD, Card("card", 1000.0, capability))
+        assert alone is not None and alone.recipe is order[2]
+    assert recommend(recipes, SHAPE, RECORD, Card("CPU", 1000.0, found=True, device="cpu")) is None
+
+
 def test_recipe_for_a_card(make: Make) -> None:
     recipes = []
     for path in sorted((ROOT / "yaml").glob("*.yaml")):
@@ -227,176 +430,3 @@ def test_recipe_for_a_card(make: Make) -> None:
     longer = recommend(recipes, SHAPE, Load(tokens=3000, labels=120, patches=625), CARDS["2080ti"])
     assert longer.recipe.path.stem == "2080ti_qlora_safe" and "smaller" in longer.why
     assert recommend(recipes, SHAPE, RECORD, Card("card", 6.0, (7, 5))) is None
-
-
-# Files and time
-
-
-@pytest.mark.parametrize(
-    ("keys", "steps", "kept"),
-    [({}, 81, 1), ({"save_steps": 50}, 81, 2), ({"save_steps": 10, "save_total_limit": 3}, 81, 4)],
-)
-def test_checkpoints_on_disk(make: Make, keys: dict[str, Any], steps: int, kept: int) -> None:
-    assert checkpoints_kept(make(**keys), steps) == kept
-
-
-GIB = 2**30
-
-
-def disk(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, free: dict[str, float]) -> dict[str, str]:
-    """What is said of the disk where a folder whose path holds a word has so many GiB."""
-    room = lambda folder: SimpleNamespace(free=int(GIB * next(v for k, v in free.items() if k in str(folder))))  # noqa: E731
-    monkeypatch.setattr("shutil.disk_usage", room)
-    return {text: level for text, level in said(recipe).items() if text.startswith("disk: ")}
-
-
-def test_the_folder_that_is_too_small_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").mkdir()
-    recipe = make(cache_dir=str(tmp_path / "cache"))
-    download = 2 * SHAPE.parameters / GIB
-    assert disk(recipe, monkeypatch, {"": 1000}) == {}
-    (text,) = disk(recipe, monkeypatch, {"cache": 5, "": 1000})
-    assert text == (
-        f"disk: the download takes {download:.1f} GiB, {tmp_path / 'cache'} has 5.0: set HF_HOME or cache_dir to more"
-    )
-    (text,) = disk(recipe, monkeypatch, {"": download + 0.1})  # one disk for both
-    assert "beside the download's 27.7" in text and text.endswith("lower save_total_limit, or name another output_dir")
-    snapshot = tmp_path / "cache" / "models--none--ChatTS-14B"
-    (snapshot / "snapshots" / "abc").mkdir(parents=True)
-    (snapshot / "refs").mkdir()
-    (snapshot / "refs" / "main").write_text("abc")
-    (snapshot / "snapshots" / "abc" / "model.safetensors.index.json").write_text("{}")
-    assert disk(recipe, monkeypatch, {"cache": 5, "": 1000}) == {}, "it has been downloaded"
-
-
-def test_time_only_where_it_was_measured(tmp_path: Path) -> None:
-    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6) is None
-    row = {"card": "RTX 2080Ti", "layers": 48, "hidden_size": 5120, "quantization_bit": 4, "tokens_per_second": 100}
-    (tmp_path / "rates.json").write_text(json.dumps([row]))
-    assert seconds("RTX 2080Ti", SHAPE, 4, 1e6, tmp_path / "rates.json") == 10_000
-    assert seconds("RTX 2080Ti", SHAPE, None, 1e6, tmp_path / "rates.json") is None
-
-
-# Pre-flight
-
-
-def said(recipe: Recipe, card: Card = CARDS["2080ti"]) -> dict[str, str]:
-    return {one.text: one.level for one in check(recipe, card)}
-
-
-@pytest.mark.parametrize(
-    ("keys", "text"),
-    [
-        ({"bf16": True, "fp16": False}, "RTX 2080Ti (sm_75) has no bfloat16: fp16=true bf16=false"),
-        ({"pure_bf16": True, "fp16": False}, "RTX 2080Ti (sm_75) has no bfloat16: fp16=true pure_bf16=false"),
-        ({"flash_attn": "fa2"}, "RTX 2080Ti (sm_75) has no FlashAttention-2: flash_attn=sdpa"),
-        ({"bf16": True}, "fp16 and bf16 are both set: remove one"),
-    ],
-)
-def test_keys_that_a_card_lacks(make: Make, keys: dict[str, Any], text: str) -> None:
-    assert said(make(**keys))[text] == "fault"
-    assert "fault" not in said(make(upcast_layernorm=True)).values()
-
-
-@pytest.mark.parametrize(
-    ("keys", "text"),
-    [
-        ({"disable_gradient_checkpointing": True}, "disable_gradient_checkpointing are both set: remove one"),
-        ({"stream_layers": 1}, "stream_layers needs gradient checkpoints in all layers"),
-        ({"stream_layers": 49}, "stream_layers is 49, the model has 48 layers: stream_layers=48"),
-        ({"layers_without_checkpoints": 48}, "is 48, the model has 48 layers: disable_gradient_checkpointing=true"),
-    ],
-)
-def test_layers_without_checkpoints(make: Make, keys: dict[str, Any], text: str) -> None:
-    found = said(make(**{"layers_without_checkpoints": 47, **keys}))
-    assert [level for line, level in found.items() if text in line] == ["fault"]
-    assert "fault" not in said(make(layers_without_checkpoints=47)).values()
-
-
-def test_float16_where_there_is_better_or_nothing(make: Make) -> None:
-    assert (
-        said(make(), CARDS["3060"])[
-            "RTX 3060, 12 GB (sm_86) has bfloat16, which does not overflow: fp16=false bf16=true"
-        ]
-        == "warning"
-    )
-    cpu = Card("CPU", 24.0, found=True, device="cpu")
-    assert said(make(), cpu)["transformers refuses fp16 on a CPU: fp16=false"] == "fault"
-    slow = "the checkpoint is float16, which a CPU computes in slowly: bf16=true use_cpu=true"
-    assert said(make(fp16=False), cpu)[slow] == "warning" and slow not in said(make(fp16=False, bf16=True), cpu)
-
-
-def test_deepspeed_that_can_not_be_read(make: Make, tmp_path: Path) -> None:
-    (text,) = [text for text, level in said(make(deepspeed=str(tmp_path / "no.json"))).items() if level == "fault"]
-    assert "no.json can't be read" in text and "expected a JSON file" in text
-
-
-@pytest.mark.parametrize(
-    ("prints", "visible", "level", "text"),
-    [
-        ("470.82.01, GeForce RTX 2080 Ti, 11", "0", "fault", "RTX 2080 Ti, driver 470.82.01: torch "),
-        ("470.82.01, GeForce RTX 2080 Ti, 11", "", "ok", "RTX 2080 Ti, driver 470.82.01"),
-        ("580.95, GeForce RTX 2080 Ti, 2048", "", "warning", "2.0 GiB are in use"),
-        ("", "", None, ", driver "),
-    ],
-)
-def test_driver(
-    make: Make,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    prints: str,
-    visible: str,
-    level: str | None,
-    text: str,
-) -> None:
-    """A stand-in for nvidia-smi, which is not where there is no card."""
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho '{prints}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = [level for line, level in said(make()).items() if ", driver " in line and text in line]
-    assert found == ([level] if level else [])
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert said(make())[next(line for line in said(make()) if "nvidia-smi finds no card" in line)] == "warning"
-
-
-def test_output_folder(make: Make, tmp_path: Path) -> None:
-    recipe, out = make(), tmp_path / "out"
-
-    def level(text: str) -> str:
-        found = [level for line, level in said(recipe).items() if text in line and "output_dir" in line]
-        assert len(found) == 1, said(recipe)
-        return found[0]
-
-    assert level("new") == "ok"
-    (out / "checkpoint-50").mkdir(parents=True)
-    (out / "checkpoint-50" / "trainer_state.json").write_text('{"global_step": 50}')
-    assert level("the run resumes from step 50") == "warning"
-    record = {"data": {"dataset": {"gdsh": {}}, "cutoff_len": 4096}, "method": {"learning_rate": 1e-4, "fp16": True}}
-    (out / "chatts_run.json").write_text(json.dumps(record))
-    recipe = make(dataset="gdsh", cutoff_len=4096, learning_rate="1.0e-4", fp16=True)
-    assert level("the run resumes from step 50") == "warning"
-    (out / "trainer_state.json").write_text('{"global_step": 50}')
-    assert level("the run resumes from step 50") == "warning", "its final model was not written"
-    (out / "adapter_model.safetensors").touch()
-    assert level("the run has ended at step 50, no step is left: raise num_train_epochs or max_steps") == "fault"
-    assert "the run resumes from step 50" in str([one.text for one in check(recipe, CARDS["2080ti"], 51)])
-    (out / "adapter_model.safetensors").unlink(), (out / "trainer_state.json").unlink()
-    recipe = make(dataset="a,b", cutoff_len=512, learning_rate=2e-4, fp16=True)
-    said_of = "dataset gdsh (here a, b), cutoff_len 4096 (here 512), learning_rate 0.0001 (here 0.0002)"
-    assert level(f"holds a run with {said_of}: name another") == "fault"
-    recipe = make()
-    (out / "chatts_run.json").unlink()
-    adapter = out / "checkpoint-50" / "adapter_config.json"
-    adapter.write_text('{"base_model_name_or_path": "other/model"}')
-    assert level("is a run of other/model, this is one of none/ChatTS-14B") == "fault"
-    recipe = make(overwrite_output_dir=True)
-    assert level("will be overwritten") == "warning"
-    recipe = make()
-    adapter.unlink(), (out / "checkpoint-50" / "trainer_state.json").unlink(), (out / "checkpoint-50").rmdir()
-    (out / "trainer_state.json").write_text("{}")
-    assert level("holds files and no checkpoint") == "fault"
-    recipe = make(output_dir=str(out / "trainer_state.json" / "deeper"))
-    assert level("can't be written") == "fault"

@@ -141,7 +141,8 @@ def _head_on_host(shape: Shape, settings: Settings) -> bool:
 
 def _optimiser_on_host(settings: Settings) -> bool:
     """Paged states leave the card when something else wants the room, which is at the peak."""
-    return settings.offload_optimizer or settings.optimizer.startswith("paged_")
+    away = settings.offload_optimizer or settings.optimizer.startswith("paged_")
+    return away and settings.device == "cuda"
 
 
 def _loading_bytes(shape: Shape, settings: Settings) -> int:

@@ -51,7 +51,8 @@ def input_bytes(shape: Shape, settings: Settings, load: Load) -> int:
 
 
 def _offloads(settings: Settings) -> bool:
-    return settings.offload_checkpoints and settings.checkpointing
+    """Whether checkpoints lie elsewhere than on the device: on a CPU they stay where they are."""
+    return settings.offload_checkpoints and settings.checkpointing and settings.device == "cuda"
 
 
 def kept_bytes(shape: Shape, settings: Settings, load: Load) -> int:
@@ -113,7 +114,7 @@ def _inputs_of_trained(
         width = 0 if names == ("o_proj",) else shape.linears[names[0]][0]
         each = hidden > compute or (settings.mixed_precision and settings.quantization_bit is None)  # by PEFT
         total += width * compute * (trained if each else min(trained, 1))
-        total += 0 if settings.full else trained * settings.lora_rank * compute
+        total += 0 if settings.full or settings.freeze else trained * settings.lora_rank * compute
     return total
 
 

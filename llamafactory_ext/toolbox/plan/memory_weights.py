@@ -8,7 +8,7 @@ from .shape import Shape
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LIVE_PARAMETERS = 10**9  # stage3_max_live_parameters of yaml/deepspeed/
-_STATES = {"adamw": 8, "adam": 8, "sgd": 0, "lion": 4, "adafactor": 0}  # bytes a trained parameter, float32
+_STATES = {"sgd": 0, "lion": 4, "adafactor": 0}  # bytes a trained parameter, float32; all others have Adam's 8
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def weight_bytes(shape: Shape, settings: Settings) -> int:
     """Decoder layers: linear layers, biases, norms. With ZeRO-3 all weights of the model, as far as on the device."""
     size = settings.weight_bytes
     if settings.zero_stage == 3:
-        shard = 0 if settings.offload_param else -(-shape.parameters // settings.processes)
+        shard = (
+            0 if settings.offload_param and settings.device == "cuda" else -(-shape.parameters // settings.processes)
+        )
         # Gathered for use, and kept as long as they may be used again soon.
         return size * (shard + min(shape.parameters - shard, _LIVE_PARAMETERS))
     norm = 4 if settings.upcast_layernorm else size
@@ -133,7 +135,9 @@ def _trained_layers(shape: Shape, settings: Settings) -> int:
 
 
 def layers_away(shape: Shape, settings: Settings) -> int:
-    """Bytes of streamed layers, all in CPU memory: 4-bit weights without their scales."""
+    """Bytes of streamed layers, all in CPU memory: 4-bit weights without their scales. On a CPU that is the device."""
+    if settings.device == "cpu":
+        return 0
     return min(settings.stream_layers, shape.layers) * _packed_layer(shape)
 
 

@@ -36,7 +36,7 @@ class Check:
     text: str
 
 
-def check(recipe: Recipe, card: Card, steps: int = 1) -> list[Check]:
+def check(recipe: Recipe, card: Card, steps: int) -> list[Check]:
     """Looks at programs, card, folders and disk."""
     found = [*_programs(recipe, card), *_precision(recipe, card), *_checkpoints(recipe)]
     return [*found, *_model(recipe), *_output(recipe, steps), *_disk(recipe, card, steps)]
@@ -225,7 +225,7 @@ def _checkpoint_bytes(recipe: Recipe, shape: Shape, settings: Settings) -> int:
 def checkpoints_kept(recipe: Recipe, steps: int) -> int:
     """Returns how many checkpoints lie in `output_dir` at most; a new one is written before the oldest one goes."""
     every = recipe.get("save_steps", _SAVE_STEPS)
-    written = -(-steps // every) if isinstance(every, int) and every >= 1 else steps
+    written = -(-steps // every) if isinstance(every, int) and every > 0 else steps
     limit = recipe.get("save_total_limit")
     return written if limit is None else min(written, int(limit) + 1)
 

@@ -59,9 +59,9 @@ class Recipe:
             UsageError: it is there, and is no ChatTS model's.
         """
         found = _config_of(self.model, self.get("model_revision"), self.get("cache_dir"))
-        folder = Path(self.model)
-        if found is None and (folder.is_dir() or not self._known()):
-            what = "no ChatTS checkpoint (no config.json with `ts`)" if folder.is_dir() else "neither there nor known"
+        is_folder = self.model != "" and Path(self.model).is_dir()
+        if found is None and (is_folder or not self._known()):
+            what = "no ChatTS checkpoint (no config.json with `ts`)" if is_folder else "neither there nor known"
             raise UsageError(
                 f"{self.model or 'model_name_or_path'}: {what}; expected ChatTS-14B, ChatTS-8B or a folder"
             )

@@ -70,7 +70,7 @@ def judge(recipe: Recipe, shape: Shape, load: Load, card: Card, processes: int) 
         after = total(shape, tried.settings(card.device, processes), change.load or load)
         if after >= before:
             continue
-        if change.load and chosen and chosen[-1].load and not change.keys:  # shorter than the last try
+        if change.data and chosen and chosen[-1].data:  # shorter than the last try
             chosen.pop()
         chosen.append(change)
         recipe = tried
