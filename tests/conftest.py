@@ -111,14 +111,20 @@ def qwen3_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What LLaMA-Factory's logger says, which otherwise goes to its own handler alone."""
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """What LLaMA-Factory's logger says, which otherwise goes to its own handler alone; and nobody else's."""
     from llamafactory.extras import logging as upstream
 
     logger = upstream.get_logger("llamafactory")
     monkeypatch.setattr(logger, "propagate", True)
     caplog.set_level(logging.INFO, logger="llamafactory")
-    return caplog
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.name.startswith("llamafactory")
+
+    caplog.handler.addFilter(is_ours)
+    yield caplog
+    caplog.handler.removeFilter(is_ours)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from llamafactory_ext.gdsh import (
     read_series,
     records,
     tables,
+    text_table,
     textfiles,
 )
 from llamafactory_ext.gdsh.readings import UNREADABLE, read_answer
@@ -111,7 +112,7 @@ class TestCsv:
         monkeypatch.setattr(textfiles, "MAX_TABLE", 20_000)
         monkeypatch.setattr(tables, "MAX_ROWS", 500)
         monkeypatch.setattr(layout, "MAX_COLUMNS", 50)
-        monkeypatch.setattr(tables, "_LONGEST_ROW", 5_000)
+        monkeypatch.setattr(text_table, "_LONGEST_ROW", 5_000)
         fits = f"{header}\n" + "1\n" * 500
         assert len(read_series(written(tmp_path, fits)).values) == 500
         wide = header + "".join(f",c{number}" for number in range(49)) + "\n1" + "," * 49 + "\n"

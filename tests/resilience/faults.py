@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "llamafactory_ext"
 PREPARE = [f"tests/toolbox/{path.name}" for path in sorted((ROOT / "tests/toolbox").glob("test_prepare_*.py"))]
 TESTS = {
-    "gdsh": ["tests/gdsh", *PREPARE, "tests/data"],
+    "gdsh": ["tests/gdsh", *PREPARE, "tests/data", "tests/hostile"],
     "series.py": ["tests/gdsh", "tests/data", "tests/model"],
-    "data": ["tests/data", "tests/toolbox/test_check_tool.py", "tests/training/test_arguments.py"],
-    "model": ["tests/model", "tests/training"],
+    "data": ["tests/data", "tests/toolbox/test_check_tool.py", "tests/training/test_options.py", "tests/hostile"],
+    "model": ["tests/model", "tests/hostile/test_hostile_checkpoints.py", "tests/training"],
     "training": ["tests/training", "tests/model"],
     "serving/prompt.py": ["tests/serving"],
     "toolbox/prepare": PREPARE,
