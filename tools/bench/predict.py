@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from llamafactory_ext.toolbox.cli.terminal import DONE, run, say
+from llamafactory_ext.toolbox.session.silence import hush
 
 
 AT_MOST = 1.10
@@ -121,6 +122,7 @@ def main() -> int:
     parser.add_argument("--new-tokens", type=int, default=96, help="of an answer at most; default: 96")
     parser.add_argument("--records", type=int, help="default: all of the demo's")
     given = parser.parse_args()
+    hush()
     ours, bare, batches = compare(given.rounds, given.batch, given.new_tokens, given.records)
     ratio = f"{ours / bare:.2f} (at most {AT_MOST:.2f})"
     say("| answers of mini | s through LLaMA-Factory | s of bare `generate` | ratio |\n|---|---|---|---|")
