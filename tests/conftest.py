@@ -25,6 +25,8 @@ else:  # a machine may be busy with other things
 _vllm = importlib.util.find_spec("vllm")
 collect_ignore = [] if _vllm is not None and _vllm.origin is not None else ["vllm"]
 
+pytest_plugins = "helpers_plan"  # fixtures that three files of tests share
+
 ROOT = Path(__file__).parent.parent
 SHARED_RECORDS = ROOT.parent / "shared" / "real"
 os.environ["HF_HUB_OFFLINE"] = "1"  # before its modules are imported: no test asks a network for anything

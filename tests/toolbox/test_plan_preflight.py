@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_model import config_dict
-from helpers_plan import GIB, Make, alone, maker
+from helpers_plan import GIB, Make
 
 from llamafactory_ext.toolbox.plan.cards import CARDS, Card
 from llamafactory_ext.toolbox.plan.preflight import Check, _differs, _driver, check, checkpoints_kept, disk_needed
@@ -25,15 +24,7 @@ from llamafactory_ext.toolbox.plan.steps import seconds
 SHAPE = KNOWN["chatts-14b"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_network() -> Iterator[None]:
-    with alone():
-        yield
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    return maker(tmp_path / "out")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 # Files and time

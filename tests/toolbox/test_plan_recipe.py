@@ -1,14 +1,13 @@
 """From keys to what is planned with, and from the plan to what is reported."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers_model import config_dict
-from helpers_plan import GIB, Make, alone, maker
+from helpers_plan import GIB, Make
 
 from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.plan.cards import CARDS, Card
@@ -23,15 +22,7 @@ from llamafactory_ext.toolbox.plan.verdict import Change, Recommendation, Verdic
 from llamafactory_ext.toolbox.session.tokens import Tokens
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_network() -> Iterator[None]:
-    with alone():
-        yield
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    return maker(tmp_path / "out")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 # Keys

@@ -1,6 +1,5 @@
 """Cards, what fits them, and what to change."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
-from helpers_plan import GIB, Make, alone, maker
+from helpers_plan import GIB, Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,15 +24,7 @@ SHAPE = KNOWN["chatts-14b"]
 RECORD = Load(tokens=2400, labels=200, patches=625)  # so long that a step takes more than loading
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_network() -> Iterator[None]:
-    with alone():
-        yield
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    return maker(tmp_path / "out")
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def needed(recipe: Recipe, load: Load = RECORD) -> float:
