@@ -8,7 +8,11 @@ _SHOWN = 80  # characters of an excerpt, quotes included
 _LISTED = 20
 
 
-class GdshError(ValueError):
+class FaultError(Exception):
+    """What a command was given can't be gone on with. The message names it and says what is wrong with it."""
+
+
+class GdshError(FaultError, ValueError):
     """A fault in the data. The message says what was found, what was expected, and the fix.
 
     The message names neither record nor picture: whoever calls knows them and puts them in front.

@@ -116,6 +116,21 @@ def write_whole(path: Path, pieces: Iterable[str]) -> None:
         drafts.commit()
 
 
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, for what will be renamed to it; gone at the end, with what is left in it.
+
+    Raises:
+        WriteError: nothing can be written there.
+    """
+    folder = path.absolute().parent
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}-")
+    with scratch as name:
+        yield Path(name)
+
+
 def copy_whole(source: Path, path: Path) -> None:
     """Copies a file; a link of that name is replaced, not followed."""
     descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")

@@ -486,7 +486,7 @@ def test_a_full_disk_leaves_nothing(name: str, graft: Graft, tmp_path: Path, mon
 
     monkeypatch.setattr(writing, name, fail)
     status, said = graft(qwen, "--out", tmp_path / "out", *SMALL)
-    assert (status, said) == (1, "error: [Errno 28] No space left on device: 'x'\n")
+    assert (status, said) == (1, "error: x: No space left on device\n")
     assert [path.name for path in tmp_path.iterdir()] == ["qwen"]
 
 

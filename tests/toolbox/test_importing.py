@@ -515,6 +515,32 @@ def test_the_least_confident_are_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     assert "has no column 'confidence' with numbers" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("A,3,60,x", "line 2: [3, 60] does not fit the 60 rows of series 'A'; expected at most 59"),
+        ("A,-1,3,x", "line 2: start -1 and end 3; expected rows from 0"),
+        ("A,5,3,x", "no end before its start"),
+        ("A,1.5,3,x", "line 2: start is '1.5'; expected a whole number"),
+        ("B,1,3,x", "line 2 names 'B', which is no series of the data"),
+        ("A,1,59,x", ""),
+    ],
+)
+def test_detections_become_labels_where_the_series_has_their_rows(
+    line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(tmp_path / "in" / "A.csv")
+    assert run(tmp_path / "in", "--labels", "none", "--out", tmp_path / "pool") == 0
+    (tmp_path / "found.csv").write_text(f"series,start,end,type\n{line}\n")
+    words = ["labels", tmp_path / "pool", "--detections", tmp_path / "found.csv", "--to", "annotator"]
+    sys.argv = [*map(str, words), "--out", str(tmp_path / "out")]
+    assert labels.main() == (1 if said else 0)
+    assert said in " ".join(capsys.readouterr().err.split())
+    if not said:
+        found = json.loads((tmp_path / "out" / "A.csv.json").read_text("utf-8"))
+        assert found["annotations"][0]["segments"] == [{"start": 1, "end": 59, "count": 59}]
+
+
 @settings(deadline=None)
 @given(flags=st.lists(st.integers(0, 1), min_size=1, max_size=50))
 def test_runs_of_a_column_cover_its_ones(flags: list[int]) -> None:

@@ -69,10 +69,9 @@ def write_page(
 
     Raises:
         UsageError: the folder is somebody else's.
-        OSError: it can't be written to.
+        WriteError: it can't be written to.
     """
     refuse_foreign(folder / PAGE, GENERATOR, "--plot")
-    folder.mkdir(parents=True, exist_ok=True)
     rows = order(found)[:records]
     badges = _badges(found)
     entries = [_entry(found, row, badges[row]) for row in rows]

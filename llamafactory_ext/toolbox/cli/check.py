@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.errors import UsageError
+from llamafactory_ext.errors import FaultError, UsageError
 from llamafactory_ext.files import refuse_foreign, write_whole
 from llamafactory_ext.toolbox.check.inspection import Inspection
 from llamafactory_ext.toolbox.check.page import GENERATOR, PAGE, Drawn, write_page
@@ -20,11 +20,11 @@ from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
     USAGE,
-    complain,
     positive,
     print_table,
     refuse_other_words,
     say,
+    stops_in_one_line,
     track,
 )
 from llamafactory_ext.toolbox.session.silence import hush
@@ -70,55 +70,44 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
+@stops_in_one_line(unwritable=USAGE)
 def main() -> int:
     options = parse()
     hush()
-    try:
-        from llamafactory_ext.toolbox.check.inspection import inspect
-        from llamafactory_ext.toolbox.session.framework import CheckError
-        from llamafactory_ext.toolbox.session.recipe import arguments, read_recipe
-
-        if options.plot:
-            refuse_foreign(options.plot / PAGE, GENERATOR, "--plot")
-        if options.report and not options.report.absolute().parent.is_dir():
-            raise UsageError(f"{options.report.parent}: no such folder for the report")
-        values = read_recipe(options.recipe, options.overrides)
-        given = {"dataset_dir": options.dataset_dir, "model_name_or_path": options.model}
-        given["cutoff_len"] = options.cutoff_len
-        values |= {key: value for key, value in given.items() if value is not None}
-        found = inspect(arguments(values, options.dataset, options.validation), track, options.allow_filled_labels)
-        if options.show is not None:
-            for line in show(found, options.show):
-                say(line)
-            say()
-    except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
-        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
-        return USAGE
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except CheckError as err:
-        complain(f"error: training would stop: {err}")
-        return FAULTS
-    return _tell(found, options)
-
-
-def _tell(found: Any, options: argparse.Namespace) -> int:
-    """Prints the summary, then draws and writes what was asked for."""
+    if options.plot:
+        refuse_foreign(options.plot / PAGE, GENERATOR, "--plot")
+    if options.report and not options.report.absolute().parent.is_dir():
+        raise UsageError(f"{options.report.parent}: no such folder for the report")
+    found = _inspect(options)
+    if options.show is not None:
+        for line in show(found, options.show):
+            say(line)
+        say()
     print_summary(found, brief=options.show is not None)
     drawn = None
-    try:
-        if options.plot:
-            drawn = write_page(found, options.plot, options.dataset, options.plot_records, track)
-            say(_what_is_drawn(drawn))
-        if options.report:
-            text = json.dumps(report(found, drawn), ensure_ascii=False, indent=1, allow_nan=False)
-            write_whole(options.report, [text, "\n"])
-            say(f"report: {options.report}")
-    except OSError as err:
-        complain(f"error: {err.filename or options.plot or options.report} can't be written: {err.strerror or err}")
-        return USAGE
+    if options.plot:
+        drawn = write_page(found, options.plot, options.dataset, options.plot_records, track)
+        say(_what_is_drawn(drawn))
+    if options.report:
+        text = json.dumps(report(found, drawn), ensure_ascii=False, indent=1, allow_nan=False)
+        write_whole(options.report, [text, "\n"])
+        say(f"report: {options.report}")
     return FAULTS if found.has_faults else DONE
+
+
+def _inspect(options: argparse.Namespace) -> Inspection:
+    from llamafactory_ext.toolbox.check.inspection import inspect
+    from llamafactory_ext.toolbox.session.framework import CheckError
+    from llamafactory_ext.toolbox.session.recipe import arguments, read_recipe
+
+    values = read_recipe(options.recipe, options.overrides)
+    given = {"dataset_dir": options.dataset_dir, "model_name_or_path": options.model}
+    given["cutoff_len"] = options.cutoff_len
+    values |= {key: value for key, value in given.items() if value is not None}
+    try:
+        return inspect(arguments(values, options.dataset, options.validation), track, options.allow_filled_labels)
+    except CheckError as err:
+        raise FaultError(f"training would stop: {err}") from err
 
 
 _NAMED = 5

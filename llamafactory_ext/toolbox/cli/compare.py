@@ -17,12 +17,11 @@ from llamafactory_ext.toolbox.cli.evaluate import RECIPE, read, refuse_missing
 from llamafactory_ext.toolbox.cli.scores import shown
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
-    FAULTS,
     USAGE,
-    complain,
     print_table,
     refuse_other_words,
     say,
+    stops_in_one_line,
     track,
 )
 from llamafactory_ext.toolbox.evaluate.compare_page import GENERATOR, PAGE, write_page
@@ -70,38 +69,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
+@stops_in_one_line(unwritable=USAGE)
 def main() -> int:
     options = parse()
-    try:
-        refuse_missing()
-        for path in options.runs:
-            if not path.is_file():
-                raise UsageError(f"{path}: no such file")
-        refuse_foreign(options.out / PAGE, GENERATOR, "--out")
-        hush()
-        from llamafactory_ext.toolbox.evaluate.comparing import Run, compare
-        from llamafactory_ext.toolbox.evaluate.scoring import evaluate
+    refuse_missing()
+    for path in options.runs:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    refuse_foreign(options.out / PAGE, GENERATOR, "--out")
+    hush()
+    from llamafactory_ext.toolbox.evaluate.comparing import Run, compare
+    from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
-        runs = []
-        for path in options.runs:
-            predictions, sources = read(path, options)
-            given = {"dataset": options.dataset or "", "salvage": options.salvage, "progress": track, "names": None}
-            runs.append(Run(str(path), evaluate(predictions, sources, **given)))
-        names = [one.name for one in runs[0].records]
-        found = compare(runs, {field: read_field(options.fields, field, names) for field in options.by})
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False)
-        write_whole(options.out / "comparison.json", [text, "\n"])
-        write_page(found, runs, options.out / PAGE)
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except EvaluateError as err:
-        complain(f"error: {err}")
-        return FAULTS
-    except OSError as err:
-        complain(f"error: {err.filename or options.out} can't be written: {err.strerror or err}")
-        return USAGE
+    runs = []
+    for path in options.runs:
+        predictions, sources = read(path, options)
+        given = {"dataset": options.dataset or "", "salvage": options.salvage, "progress": track, "names": None}
+        runs.append(Run(str(path), evaluate(predictions, sources, **given)))
+    names = [one.name for one in runs[0].records]
+    found = compare(runs, {field: read_field(options.fields, field, names) for field in options.by})
+    text = json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False)
+    write_whole(options.out / "comparison.json", [text, "\n"])
+    write_page(found, runs, options.out / PAGE)
     print_comparison(found)
     say(f"{options.out / 'comparison.json'}, {options.out / PAGE}")
     return DONE

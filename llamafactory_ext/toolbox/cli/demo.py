@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from llamafactory_ext.toolbox.cli import terminal
-from llamafactory_ext.toolbox.demo.folder import ForeignFolderError
 
 
 DESCRIPTION = """\
@@ -53,21 +52,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@terminal.stops_in_one_line()
 def main() -> int:
     given = make_parser().parse_args()
     model, data = ("model", "data") if given.tiny else ("mini", "plant")
-    try:
-        from llamafactory_ext.toolbox.demo import writing
+    from llamafactory_ext.toolbox.demo import writing
 
-        if given.tiny:
-            writing.write_tiny_demo(given.dir, given.seed, given.family)
-        else:
-            writing.write_demo(given.dir, given.seed)
-    except ForeignFolderError as error:
-        terminal.complain(f"error: {error}")
-        return terminal.FAULTS
-    except ModuleNotFoundError as error:
-        terminal.complain(f"error: no module {error.name}; the demo needs what trains: pip install '.[train]'")
-        return terminal.USAGE
+    if given.tiny:
+        writing.write_tiny_demo(given.dir, given.seed, given.family)
+    else:
+        writing.write_demo(given.dir, given.seed)
     terminal.say(f"Wrote {given.dir / model} and {given.dir / data}.")
     return terminal.DONE

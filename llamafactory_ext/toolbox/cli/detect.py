@@ -15,19 +15,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.files import WriteError
+from llamafactory_ext.errors import FaultError, GdshError, UsageError
 from llamafactory_ext.gdsh.prompts import ASKING, place_markers
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
     INTERRUPTED,
-    USAGE,
     complain,
     positive,
     print_table,
     progress,
     say,
+    stops_in_one_line,
+    text_of,
 )
 from llamafactory_ext.toolbox.detect.engines import ENGINES, SYSTEM, Settings, open_engine
 from llamafactory_ext.toolbox.detect.identity import claim, contents, refuse_other
@@ -97,20 +97,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return given
 
 
+@stops_in_one_line()
 def main() -> int:
     given = parse()
     try:
         hush()
         return _run(given)
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except WriteError as err:
-        complain(f"error: {err.filename} can't be written: {err.strerror}")
-        return FAULTS
     except FloatingPointError as err:
-        complain(f"error: {err}")
-        return FAULTS
+        raise FaultError(str(err)) from err
     except KeyboardInterrupt:
         complain(f"interrupted: what was answered stays in {given.out}; the same command goes on")
         return INTERRUPTED
@@ -198,8 +192,8 @@ def _overrides(given: argparse.Namespace, default: bool) -> dict[str, Any]:
         raise UsageError(f"--stride {given.stride} does not fit --window {given.window}: rows would be left out")
     if given.prompt:
         try:
-            (found["prompt"],), _ = place_markers([given.prompt.read_text("utf-8").strip()], 1)
-        except (OSError, UnicodeError, GdshError) as err:
+            (found["prompt"],), _ = place_markers([text_of(given.prompt, "--prompt").strip()], 1)
+        except GdshError as err:
             raise UsageError(f"--prompt {given.prompt}: {err}") from err
     return found
 

@@ -15,12 +15,12 @@ from llamafactory_ext.files import refuse_foreign, write_whole
 from llamafactory_ext.gdsh import normal_types
 from llamafactory_ext.toolbox.cli.recipes import recipe
 from llamafactory_ext.toolbox.cli.scores import print_scores
-from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, refuse_other_words, say, track
+from llamafactory_ext.toolbox.cli.terminal import DONE, USAGE, refuse_other_words, say, stops_in_one_line, track
 from llamafactory_ext.toolbox.evaluate.detectors import DETECTORS, RULES
 from llamafactory_ext.toolbox.evaluate.foreign import is_foreign, read_foreign
 from llamafactory_ext.toolbox.evaluate.history import add_line
 from llamafactory_ext.toolbox.evaluate.page import GENERATOR, PAGE, write_page
-from llamafactory_ext.toolbox.evaluate.predictions import EvaluateError, Prediction, read_predictions
+from llamafactory_ext.toolbox.evaluate.predictions import Prediction, read_predictions
 from llamafactory_ext.toolbox.session.recipe import arguments as dataset_arguments
 from llamafactory_ext.toolbox.session.recipe import read_recipe
 from llamafactory_ext.toolbox.session.silence import hush
@@ -89,31 +89,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
+@stops_in_one_line(unwritable=USAGE)
 def main() -> int:
     options = parse()
-    try:
-        _refuse(options)
-        hush()
-        from llamafactory_ext.toolbox.evaluate.scoring import evaluate
+    _refuse(options)
+    hush()
+    from llamafactory_ext.toolbox.evaluate.scoring import evaluate
 
-        predictions, sources = read(options.predictions, options)
-        found = evaluate(
-            predictions,
-            sources,
-            dataset=options.dataset or "",
-            salvage=options.salvage,
-            progress=track,
-            names=options.detectors,
-            training=_sources(options, options.train) if options.train else None,
-            normal=normal_types(options.normal_types),
-        )
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except EvaluateError as err:
-        complain(f"error: {err}")
-        return FAULTS
-    return _write(found, options)
+    predictions, sources = read(options.predictions, options)
+    found = evaluate(
+        predictions,
+        sources,
+        dataset=options.dataset or "",
+        salvage=options.salvage,
+        progress=track,
+        names=options.detectors,
+        training=_sources(options, options.train) if options.train else None,
+        normal=normal_types(options.normal_types),
+    )
+    history: list[dict[str, Any]] = []
+    if options.history:
+        name = options.name or options.predictions.resolve().parent.name
+        history = add_line(options.history, found, name, options.dataset or "")
+    text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
+    write_whole(options.out / "scores.json", [text, "\n"])
+    write_page(found, options.out / PAGE, history)
+    print_scores(found)
+    say(f"{options.out / 'scores.json'}, {options.out / PAGE}")
+    return DONE
 
 
 def detector_names(text: str) -> tuple[str, ...]:
@@ -169,25 +172,3 @@ def _sources(options: argparse.Namespace, dataset: str) -> list[Any]:
     except ModuleNotFoundError as err:
         wanted = "--dataset goes LLaMA-Factory's own way: pip install '.[train]'"
         raise UsageError(f"no module {err.name}; {wanted}") from err
-
-
-def _write(found: Any, options: argparse.Namespace) -> int:
-    """Prints the summary, after both files are there."""
-    try:
-        history: list[dict[str, Any]] = []
-        if options.history:
-            name = options.name or options.predictions.resolve().parent.name
-            history = add_line(options.history, found, name, options.dataset or "")
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found.scores, ensure_ascii=False, indent=1, allow_nan=False)
-        write_whole(options.out / "scores.json", [text, "\n"])
-        write_page(found, options.out / PAGE, history)
-    except EvaluateError as err:
-        complain(f"error: {err}")
-        return FAULTS
-    except OSError as err:
-        complain(f"error: {err.filename or options.out} can't be written: {err.strerror or err}")
-        return USAGE
-    print_scores(found)
-    say(f"{options.out / 'scores.json'}, {options.out / PAGE}")
-    return DONE

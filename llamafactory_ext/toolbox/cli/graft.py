@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llamafactory_ext.errors import UsageError
+from llamafactory_ext.errors import FaultError
 from llamafactory_ext.toolbox.cli import terminal
 
 
@@ -48,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@terminal.stops_in_one_line()
 def main() -> int:
     parser = make_parser()
     given = parser.parse_args()
@@ -55,19 +56,12 @@ def main() -> int:
     if given.encoder_from and chosen:
         option = f"--{next(iter(chosen)).replace('_', '-')}"
         parser.error(f"{option} can't be chosen with --encoder-from: an encoder comes with its sizes")
-    try:
-        from llamafactory_ext.toolbox.grafting.writing import graft, make_section
-    except ModuleNotFoundError as error:
-        terminal.complain(f"error: no module {error.name}; graft needs what trains: pip install '.[train]'")
-        return terminal.USAGE
+    from llamafactory_ext.toolbox.grafting.writing import graft, make_section
+
     try:
         done = graft(given.qwen, given.out, make_section(**{**SIZES, **chosen}), given.seed, given.encoder_from)
-    except UsageError as error:
-        terminal.complain(f"error: {error}")
-        return terminal.USAGE
-    except (ValueError, OSError) as error:
-        terminal.complain(f"error: {' '.join(str(error).split())}")
-        return terminal.FAULTS
+    except ValueError as error:  # of transformers', some in several lines
+        raise FaultError(" ".join(str(error).split())) from error
     start, end = done.ids
     rows = (
         f"{done.added_rows} rows added to embedding and head" if done.added_rows else "in free rows of the embedding"

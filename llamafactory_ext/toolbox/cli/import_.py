@@ -9,8 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from llamafactory_ext.errors import GdshError, UsageError
-from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, USAGE, complain, print_table, say, track
+from llamafactory_ext.errors import UsageError
+from llamafactory_ext.toolbox.cli.terminal import (
+    DONE,
+    FAULTS,
+    complain,
+    print_table,
+    say,
+    stops_in_one_line,
+    text_of,
+    track,
+)
 from llamafactory_ext.toolbox.importing.columns import Reading
 from llamafactory_ext.toolbox.importing.labels import Choice
 from llamafactory_ext.toolbox.importing.layout import PROMPTS
@@ -68,16 +77,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@stops_in_one_line()
 def main() -> int:
     given = parse()
-    try:
-        report = import_data(_options(given), track)
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except GdshError as err:
-        complain(f"error: {err}")
-        return FAULTS
+    report = import_data(_options(given), track)
     _show(report)
     for fault in report.faults[:SHOWN]:
         complain(fault)
@@ -93,12 +96,15 @@ def main() -> int:
 
 
 def _options(given: argparse.Namespace) -> Options:
-    prompt = given.prompt.read_text("utf-8").strip() if given.prompt else PROMPTS[given.language]
+    prompt = text_of(given.prompt, "--prompt").strip() if given.prompt else PROMPTS[given.language]
     if "<image>" not in prompt:
         raise UsageError(f"{given.prompt} has no <image>, which stands for the series; add it")
     if given.widen < 0:
         raise UsageError("--widen is below 0; intervals can only grow")
-    types = yaml.safe_load(given.type_map.read_text("utf-8")) if given.type_map else {}
+    try:
+        types = yaml.safe_load(text_of(given.type_map, "--type-map")) if given.type_map else {}
+    except yaml.YAMLError as err:
+        raise UsageError(f"--type-map {given.type_map} is no YAML: {' '.join(str(err).split())}") from err
     if not isinstance(types, dict) or not all(isinstance(one, str) for one in [*types, *types.values()]):
         raise UsageError(f"{given.type_map}: expected names of types, old: new")
     names = "file" if given.names == "file" else ""

@@ -61,19 +61,15 @@ def write_files(target: Path, force: bool = False) -> tuple[list[Path], list[Pat
             if path.exists() and not force:
                 left.append(path)
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, [content])
             written.append(path)
     return written, left
 
 
+@terminal.stops_in_one_line()
 def main() -> int:
     given = make_parser().parse_args()
-    try:
-        written, left = write_files(given.dir, given.force)
-    except OSError as error:
-        terminal.complain(f"error: {error}")
-        return terminal.FAULTS
+    written, left = write_files(given.dir, given.force)
     where = "this folder" if given.dir == Path() else str(given.dir)
     terminal.say(f"files written to yaml/ and dataset_info/ in {where}: {len(written)}")
     for path in left:

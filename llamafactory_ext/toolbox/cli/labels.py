@@ -8,8 +8,7 @@ llamafactory-ext labels data/plant --detections detections.csv --choose 20 --to 
 import argparse
 from pathlib import Path
 
-from llamafactory_ext.errors import GdshError
-from llamafactory_ext.toolbox.cli.terminal import DONE, FAULTS, complain, say
+from llamafactory_ext.toolbox.cli.terminal import DONE, say, stops_in_one_line
 from llamafactory_ext.toolbox.importing.back import FORMS, LOST, choose, replace_anomalies
 from llamafactory_ext.toolbox.importing.layout import read_layout
 
@@ -41,18 +40,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return given
 
 
+@stops_in_one_line()
 def main() -> int:
     given = parse()
-    try:
-        series = list(read_layout(given.data))
-        if given.detections:
-            series = replace_anomalies(series, given.detections)
-        if given.choose:
-            series = choose(series, given.detections, given.choose, given.random)
-        path = FORMS[given.to](series, given.out)
-    except GdshError as err:
-        complain(f"error: {err}")
-        return FAULTS
+    series = list(read_layout(given.data))
+    if given.detections:
+        series = replace_anomalies(series, given.detections)
+    if given.choose:
+        series = choose(series, given.detections, given.choose, given.random)
+    path = FORMS[given.to](series, given.out)
     if given.to in LOST:
         say(LOST[given.to])
     say(f"{len(series)} series, {sum(len(one.anomalies or ()) for one in series)} intervals: {path}")

@@ -9,15 +9,15 @@ import json
 import statistics
 from pathlib import Path
 
+from llamafactory_ext.errors import FaultError
 from llamafactory_ext.toolbox.cli.terminal import (
     DONE,
     FAULTS,
-    USAGE,
-    complain,
     positive,
     print_table,
     refuse_other_words,
     say,
+    stops_in_one_line,
 )
 from llamafactory_ext.toolbox.plan.planning import Plan
 from llamafactory_ext.toolbox.session.silence import hush
@@ -50,24 +50,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
+@stops_in_one_line()
 def main() -> int:
     options = parse()
     hush()
-    try:
-        from llamafactory_ext.errors import UsageError
-        from llamafactory_ext.toolbox.plan.data import DataError
-        from llamafactory_ext.toolbox.plan.planning import make_plan, report
+    from llamafactory_ext.toolbox.plan.planning import make_plan, report
+    from llamafactory_ext.toolbox.session.framework import CheckError
 
+    try:
         plan = make_plan(options.recipe, options.overrides, options.gpu, options.processes)
-    except ModuleNotFoundError as err:  # first: the other names are not there where their import failed
-        complain(f"error: no module {err.name}; this tool goes LLaMA-Factory's own way: pip install '.[train]'")
-        return USAGE
-    except UsageError as err:
-        complain(f"error: {err}")
-        return USAGE
-    except DataError as err:
-        complain(f"error: training would stop: {err}")
-        return FAULTS
+    except CheckError as err:
+        raise FaultError(f"training would stop: {err}") from err
     if options.json:
         print(json.dumps(report(plan), ensure_ascii=False, indent=1, allow_nan=False))
     else:

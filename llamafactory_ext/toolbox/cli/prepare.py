@@ -6,9 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from llamafactory_ext.errors import UsageError
 from llamafactory_ext.toolbox.cli import terminal
-from llamafactory_ext.toolbox.prepare import Options, PrepareError, prepare
+from llamafactory_ext.toolbox.prepare import Options, prepare
 
 
 SHOWN = 20  # faults on the terminal; the report has them all
@@ -221,21 +220,15 @@ def show_faults(faults: list[dict[str, Any]]) -> None:
         terminal.complain(f"... and {len(faults) - SHOWN} more; --report FILE.json lists all of them")
 
 
+@terminal.stops_in_one_line()
 def main() -> int:
     given = vars(make_parser().parse_args())
     given |= {
         name: tuple(given[name]) for name in ("json", "series", "drop_answers_with", "normal_types", "missing_values")
     }
-    try:
-        with terminal.progress() as bar:
-            task = bar.add_task("preparing", total=None)
-            report = prepare(Options(**given), lambda done, total: bar.update(task, completed=done, total=total))
-    except UsageError as error:
-        terminal.complain(f"error: {error}")
-        return terminal.USAGE
-    except PrepareError as error:
-        terminal.complain(f"error: {error}")
-        return terminal.FAULTS
+    with terminal.progress() as bar:
+        task = bar.add_task("preparing", total=None)
+        report = prepare(Options(**given), lambda done, total: bar.update(task, completed=done, total=total))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what was to be written is written: from here on just stop
     show(report)
     renamed = [{"file": one["file"], "text": f"read for {one['picture']}"} for one in report["series_by_ending"]]

@@ -7,13 +7,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from llamafactory_ext.errors import printable
+from llamafactory_ext.errors import FaultError, UsageError, printable
+from llamafactory_ext.files import WriteError
 
 
 DONE, FAULTS, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -81,6 +84,51 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
+
+
+def text_of(path: Path, option: str) -> str:
+    """Read a text that an option names.
+
+    Raises:
+        UsageError: there is no such file, or it is no UTF-8.
+    """
+    try:
+        return path.read_text("utf-8")
+    except OSError as err:
+        raise UsageError(f"{option} {path}: {err.strerror or err}") from err
+    except UnicodeDecodeError as err:
+        raise UsageError(f"{option} {path} is no text in UTF-8: {err.reason} at byte {err.start}") from err
+
+
+def stops_in_one_line(unwritable: int = FAULTS) -> Callable[[Callable[[], int]], Callable[[], int]]:
+    """Makes of what stops a command one line on standard error, and an exit status; for its `main`.
+
+    Arguments:
+        unwritable: the status where a file can't be written.
+    """
+
+    def guard(command: Callable[[], int]) -> Callable[[], int]:
+        @wraps(command)
+        def main() -> int:
+            try:
+                return command()
+            except ModuleNotFoundError as err:
+                complain(f"error: no module {err.name}; install what this command needs: pip install '.[train]'")
+                return USAGE
+            except (UsageError, FaultError) as err:
+                complain(f"error: {err}")
+                return USAGE if isinstance(err, UsageError) else FAULTS
+            except WriteError as err:
+                complain(f"error: {err.filename} can't be written: {err.strerror}")
+                return unwritable
+            except OSError as err:
+                where = f"{err.filename}: " if err.filename else ""
+                complain(f"error: {where}{' '.join(str(err.strerror or err).split())}")
+                return FAULTS
+
+        return main
+
+    return guard
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -1,16 +1,18 @@
 """Writes a folder whole or not at all, and never over one that the demo did not make."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from llamafactory_ext.errors import FaultError
+from llamafactory_ext.files import scratch_beside
 
 
 MARKER = ".made-by-demo"
 
 
-class ForeignFolderError(Exception):
+class ForeignFolderError(FaultError):
     """The folder to be written exists and does not carry the demo's marker file."""
 
 
@@ -29,12 +31,11 @@ def refuse_foreign(target: Path) -> None:
 def fresh_folder(target: Path) -> Iterator[Path]:
     """Give an empty temporary folder, which takes `target`'s place if the block ends without an error."""
     refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        new = Path(scratch) / "new"
+    with scratch_beside(target) as scratch:
+        new = scratch / "new"
         new.mkdir()
         (new / MARKER).write_text("Made by llamafactory-ext demo, which replaces this folder when it runs again.\n")
         yield new
         if os.path.lexists(target):
-            target.rename(Path(scratch) / "old")
+            target.rename(scratch / "old")
         new.rename(target)

@@ -51,7 +51,6 @@ def claim(folder: Path, now: dict[str, Any]) -> None:
     if not record.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} holds something else than detections; name a new folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(record, [json.dumps(now, ensure_ascii=False, indent=1), "\n"])
         return
     refuse_other(folder, now)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import FaultError
 from llamafactory_ext.gdsh.dialects import unique_keys
 
 
@@ -20,7 +21,7 @@ _SPECIAL = re.compile(r"<\|\w+\|>")
 _DESCRIPTION = re.compile(r"\[offset=[^|\[\]]+\|scaling=[^|\[\]]+\|length=(\d{1,18})\|[^\[\]]+\]")
 
 
-class EvaluateError(Exception):
+class EvaluateError(FaultError):
     """Predictions or data that can't be scored. The message names file, line, what was found and what was expected."""
 
 

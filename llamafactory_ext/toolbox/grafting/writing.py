@@ -5,7 +5,6 @@ Shards that nothing is added to are copied byte by byte; the encoder is a shard 
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llamafactory_ext.errors import UsageError
+from llamafactory_ext.files import scratch_beside
 from llamafactory_ext.model import read_config
 from llamafactory_ext.model.config import name_as_before
 from llamafactory_ext.model.published import TOKENIZER_FILES, copy_files
@@ -102,9 +102,8 @@ def graft(
         taken_dtype = encoder["mlp.0.weight"].dtype
         if theirs["hidden_size"] != source.width:
             encoder, difference = fit_width(encoder, theirs, source.width, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new = Path(scratch) / "new"
+    with scratch_beside(out) as scratch:
+        new = scratch / "new"
         new.mkdir()
         copy_files(str(folder), [*TOKENIZER_FILES, *_OTHER_FILES], new)
         _write_json(new / "config.json", _config(source, section, (0, 0), source.rows))  # for AutoTokenizer

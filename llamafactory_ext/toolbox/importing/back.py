@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pandas as pd
 from llamafactory_ext.errors import GdshError
 from llamafactory_ext.files import write_whole
 from llamafactory_ext.gdsh import Anomaly
+from llamafactory_ext.gdsh.detections import Detection, read_detections
 
-from .layout import Labelled
+from .layout import Labelled, make_record
 
 
 def _frame(one: Labelled) -> pd.DataFrame:
@@ -85,7 +87,6 @@ def to_column(series: Iterable[Labelled], out: Path) -> Path:
                 )
             marks[anomaly.start : anomaly.end + 1] = [kind] * len(held)
         frame["label"] = marks
-        out.mkdir(parents=True, exist_ok=True)
         write_whole(out / f"{one.name}.csv", [frame.to_csv(index=False, lineterminator="\n")])
     return out
 
@@ -114,30 +115,24 @@ def replace_anomalies(series: Sequence[Labelled], detections: Path) -> list[Labe
     """Returns the series with the intervals of a ``detections.csv`` (series, start, end, type) in place of their own.
 
     Raises:
-        GdshError: columns or series that are not there.
+        GdshError: a line that is no interval, a series that is not there, or a row that it does not have.
     """
-    from dataclasses import replace
-
-    from .layout import make_record
-
-    frame = pd.read_csv(detections, keep_default_na=False)
-    missing = [name for name in ("series", "start", "end") if name not in frame]
-    if missing:
-        raise GdshError(
-            f"{detections} has no column {missing[0]!r}, only {list(frame.columns)}; expected series, start, end"
-        )
-    groups = {str(name): rows for name, rows in frame.groupby("series")}
-    unknown = groups.keys() - {one.name for one in series}
-    if unknown:
-        raise GdshError(f"{detections} names {sorted(unknown)[0]!r}, which is no series of the data; correct it")
+    groups: dict[str, list[Detection]] = {one.name: [] for one in series}
+    for line in read_detections(detections):
+        if line.series not in groups:
+            raise GdshError(f"{line.place} names {line.series!r}, which is no series of the data; correct it")
+        if line.interval:
+            groups[line.series].append(line)
     found = []
     for one in series:
-        rows = groups[one.name] if one.name in groups else frame.iloc[:0]
-        anomalies = tuple(
-            Anomaly(int(row["start"]), int(row["end"]), _fields(row))
-            for _, row in rows.iterrows()
-            if str(row["start"]) != ""
-        )
+        rows = len(_frame(one)) if groups[one.name] else 0
+        for line in groups[one.name]:
+            if line.interval and line.interval[1] >= rows:
+                raise GdshError(
+                    f"{line.place}: [{line.interval[0]}, {line.interval[1]}] does not fit the {rows} rows of series "
+                    f"{one.name!r}; expected at most {rows - 1}: give it the series that it was made on"
+                )
+        anomalies = tuple(Anomaly(*line.interval, dict(line.fields)) for line in groups[one.name] if line.interval)
         prompt = next(turn["value"] for turn in one.record["conversations"] if turn["from"] == "user")
         found.append(replace(one, anomalies=anomalies, record=make_record(one.name, prompt, anomalies)))
     return found
@@ -150,22 +145,19 @@ def choose(series: Sequence[Labelled], detections: Path, count: int, seed: int |
     that there is none; series of which nothing is said come last. With `seed` they are drawn by chance, to compare.
 
     Raises:
-        GdshError: the detections say no confidence.
+        GdshError: the detections can't be read, or say no confidence.
     """
     if seed is not None:
         return sorted(random.Random(seed).sample(list(series), min(count, len(series))), key=lambda one: one.name)
-    frame = pd.read_csv(detections, keep_default_na=False)
-    sure = pd.to_numeric(frame["confidence"], errors="coerce") if "confidence" in frame else pd.Series(dtype=float)
-    if not sure.notna().any():
+    least: dict[str, float] = {}
+    for line in read_detections(detections):
+        if line.confidence is not None:
+            least[line.series] = min(line.confidence, least.get(line.series, line.confidence))
+    if not least:
         raise GdshError(
             f"{detections} has no column 'confidence' with numbers; detect writes one, or add --random SEED"
         )
-    least = sure.groupby(frame["series"].astype(str)).min().dropna()
-    return sorted(series, key=lambda one: (float(least.get(one.name, 2.0)), one.name))[:count]
-
-
-def _fields(row: Any) -> dict[str, object]:
-    return {key: str(row[key]) for key in ("type", "reason") if key in row and str(row[key])}
+    return sorted(series, key=lambda one: (least.get(one.name, 2.0), one.name))[:count]
 
 
 def _remarks(anomaly: Anomaly) -> dict[str, object]:
@@ -173,6 +165,5 @@ def _remarks(anomaly: Anomaly) -> dict[str, object]:
 
 
 def _write_json(path: Path, content: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, [json.dumps(content, ensure_ascii=False, indent=1), "\n"])
     return path

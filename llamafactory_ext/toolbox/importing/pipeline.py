@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafactory_ext.errors import GdshError, UsageError
+from llamafactory_ext.files import scratch_beside
 from llamafactory_ext.gdsh import NORMAL_TYPES, Anomaly, type_key
 
 from . import labels as forms
@@ -43,22 +43,21 @@ def import_data(options: Options, progress: Progress = lambda items, text, count
         raise UsageError(f"no tables (.csv, .txt, .xlsx, .parquet) in {', '.join(map(str, options.sources))}")
     report = Report(spec.kind, len(files))
     name = options.name or (options.sources[0].resolve().name if options.sources[0].is_dir() else stem(files[0]))
-    options.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.out.absolute().parent, prefix=".import-") as folder:
-        records = list(_records(options, spec, files, Path(folder) / "timeseries" / name, report, progress))
+    with scratch_beside(options.out) as folder:
+        records = list(_records(options, spec, files, folder / "timeseries" / name, report, progress))
         _compare_names(spec, report)
         if report.faults and not options.drop_faulty:
             return report
         if not records:
             why = "the labels speak of none: --labels none writes series without labels" if report.unlabelled else ""
             raise GdshError(f"no series is left to write: {why or 'all have faults'}")
-        write_records(records, Path(folder), name)
+        write_records(records, folder, name)
         report.done = True
         text = json.dumps(report.as_dict(), ensure_ascii=False, indent=1)
-        (Path(folder) / "import_report.json").write_text(text + "\n", "utf-8")
+        (folder / "import_report.json").write_text(text + "\n", "utf-8")
         options.out.mkdir(exist_ok=True)
         for part in ("timeseries", "json", "dataset_info.json", "import_report.json"):
-            shutil.move(str(Path(folder) / part), options.out / part)
+            shutil.move(folder / part, options.out / part)  # an empty folder may be a file system of its own
     return report
 
 

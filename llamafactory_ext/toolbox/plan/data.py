@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llamafactory_ext.toolbox.plan.memory import Load
 from llamafactory_ext.toolbox.session import framework
+from llamafactory_ext.toolbox.session.framework import CheckError
 from llamafactory_ext.toolbox.session.recipe import Arguments
 from llamafactory_ext.toolbox.session.records import Part, facts
 from llamafactory_ext.toolbox.session.silence import silence
@@ -14,10 +15,6 @@ from llamafactory_ext.toolbox.session.tokens import Tokens, count_tokens
 
 _TEMPLATE_TOKENS = 30  # roles and line ends of one question and its answer, and the default system prompt
 _STATISTICS_TOKENS = 90  # the line of a series' offset, scaling, length, … is mostly digits
-
-
-class DataError(Exception):
-    """Training would stop before its first step, too."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +52,14 @@ def read_data(arguments: Arguments, patch_size: int) -> Data:
     """Reads the data sets as the run will.
 
     Raises:
-        DataError: training would stop: records that can't be used or do not fit, a split that is not possible.
+        CheckError: training would stop: records that can't be used or do not fit, a split that is not possible.
     """
+    parts = [Part(name, framework.load(entry, arguments)) for name, entry in arguments.entries.items()]
+    read = sum(len(part.dataset) for part in parts)
     try:
-        parts = [Part(name, framework.load(entry, arguments)) for name, entry in arguments.entries.items()]
-        read = sum(len(part.dataset) for part in parts)
-        try:
-            tokenizer = framework.load_tokenizer(arguments)
-        except framework.CheckError as err:
-            return _estimate(parts, arguments, read, patch_size, str(err))
-    except framework.CheckError as err:
-        raise DataError(str(err)) from err
+        tokenizer = framework.load_tokenizer(arguments)
+    except CheckError as err:
+        return _estimate(parts, arguments, read, patch_size, str(err))
     return _tokenise(arguments, tokenizer, read)
 
 
@@ -84,7 +78,7 @@ def _tokenise(arguments: Arguments, tokenizer: framework.Tokenizer, read: int) -
                 processor=tokenizer.processor,
             )
         except (ValueError, RuntimeError, OSError) as err:
-            raise DataError(str(err)) from err
+            raise CheckError(str(err)) from err
     rows = module["train_dataset"]
     held_out = module.get("eval_dataset")
     from_these = held_out is not None and not arguments.validation
@@ -93,19 +87,16 @@ def _tokenise(arguments: Arguments, tokenizer: framework.Tokenizer, read: int) -
 
 def _estimate(parts: Sequence[Part], arguments: Arguments, read: int, patch_size: int, why: str) -> Data:
     if arguments.data.packing or arguments.data.neat_packing:
-        raise DataError(f"records are packed by their tokens, and there is no tokenizer to count them: {why}")
+        raise CheckError(f"records are packed by their tokens, and there is no tokenizer to count them: {why}")
     tokens: list[Tokens] = []
     for part in parts:
         for one in facts(part):
             if one.fault:
-                raise DataError(f"{one.name}: {one.fault}; `llamafactory-ext check` lists all such records")
+                raise CheckError(f"{one.name}: {one.fault}; `llamafactory-ext check` lists all such records")
             # A token a character: digits and most of Chinese, the rest takes fewer.
             text = _TEMPLATE_TOKENS + _STATISTICS_TOKENS * len(one.series) + one.prompt_characters
             patches = sum(math.ceil(series.length / patch_size) for series in one.series)
             tokens.append(Tokens(text, patches, one.answer_characters))
-    try:
-        held = set(framework.validation_rows([len(part.dataset) for part in parts], arguments))
-    except framework.CheckError as err:
-        raise DataError(str(err)) from err
+    held = set(framework.validation_rows([len(part.dataset) for part in parts], arguments))
     kept = [one for row, one in enumerate(tokens) if row not in held]
     return Data(read, len(kept), len(held), kept, why)

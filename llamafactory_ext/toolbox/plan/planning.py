@@ -67,7 +67,7 @@ def make_plan(
 
     Raises:
         UsageError: recipe, key, data set, card or model are not there.
-        DataError: training would stop before its first step.
+        CheckError: training would stop before its first step.
     """
     values = read_recipe(path, overrides)
     recipe = Recipe(path, values)

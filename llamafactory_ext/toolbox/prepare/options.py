@@ -3,14 +3,14 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from llamafactory_ext.errors import UsageError
+from llamafactory_ext.errors import FaultError, UsageError
 from llamafactory_ext.gdsh import TableOptions, normal_types
 
 
 SMALLEST = 8  # points that a thinned series must be allowed: fewer have no shape left
 
 
-class PrepareError(RuntimeError):
+class PrepareError(FaultError, RuntimeError):
     """The run came to an end that is no fault of a single record; the outputs are as they were before."""
 
 

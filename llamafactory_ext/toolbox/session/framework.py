@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamafactory_ext.errors import FaultError
 from llamafactory_ext.toolbox.session.recipe import Arguments
 from llamafactory_ext.toolbox.session.silence import silence
 
@@ -20,7 +21,7 @@ from llamafactory_ext.toolbox.session.silence import silence
 _SECONDS = 5
 
 
-class CheckError(Exception):
+class CheckError(FaultError):
     """A step that training would not get through either, or that this LLaMA-Factory does not have."""
 
 
