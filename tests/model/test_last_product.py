@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llamafactory_ext.model import read_config
 from llamafactory_ext.model.float16 import guard_last_projections, upcast_norms
 from llamafactory_ext.model.keep_less import keep_less
-from llamafactory_ext.model.last_product import skip_last_products
+from llamafactory_ext.model.last_product import _Skipped, skip_last_products
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -95,6 +95,20 @@ def test_in_4_bit(family: str, guarded: bool, tmp_path: Path) -> None:
             guard_last_projections(model)
         models.append(prepared(model))
     check(*models, None, 2)
+
+
+def test_a_layer_in_4_bit_multiplies_in_its_own_type() -> None:
+    """Which differs from its input's behind a norm in float32; float32 would be another gradient."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    torch.manual_seed(0)
+    linear = Linear4bit(64, 32, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    linear.weight = Params4bit(torch.randn(32, 64), requires_grad=False, quant_type="nf4", module=linear).to("cpu")
+    linear.support_avx512bf16_for_cpu = False
+    given, slope = torch.randn(3, 64, requires_grad=True), torch.randn(3, 32)
+    (expected,) = torch.autograd.grad(linear(given), given, slope)
+    (found,) = torch.autograd.grad(_Skipped.apply(given, linear), given, slope)
+    assert torch.equal(found, expected)
 
 
 def test_layers_that_need_it_keep_it() -> None:
