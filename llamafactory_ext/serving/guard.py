@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,12 +33,13 @@ _MARKS = (b"[", b"{", b'"')
 _DRAINED = 1 << 20  # bytes read of a request that is refused: a client that still sends would not see the answer
 
 
-def guard(app: Any, environment: Mapping[str, str] = os.environ) -> str | None:
+def guard(app: Any) -> str | None:
     """Puts the guard in front of a server; returns a warning where anybody may ask it.
 
     ``API_KEY`` is upstream's. ``API_ALLOWED_HOSTS`` names the server beside its addresses, ``API_ALLOWED_ORIGINS`` the
     web pages that may ask it, both separated by commas; ``*`` is all.
     """
+    environment = os.environ  # as it is now: datasets puts a copy in its place after a map with several processes
     hosts, origins = (_names(environment.get(name)) for name in ("API_ALLOWED_HOSTS", "API_ALLOWED_ORIGINS"))
     address = environment.get("API_HOST", "0.0.0.0")
     app.user_middleware[:] = [one for one in app.user_middleware if one.cls is not CORSMiddleware]

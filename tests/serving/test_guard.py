@@ -1,7 +1,9 @@
 """Who may ask a ChatTS server, and what is read before that is known; in this process, with upstream's application."""
 
 import asyncio
+import copy
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,13 @@ def test_a_name_that_is_allowed(serve: Any) -> None:
     assert http.get("/v1/models", headers={"Host": "plant.example:80"}).status_code == 200
     assert http.get("/v1/models", headers={"Host": "c.example"}).status_code == 421
     assert serve(API_ALLOWED_HOSTS="*").get("/v1/models", headers={"Host": "c.example"}).status_code == 200
+
+
+def test_the_environment_is_read_when_the_server_starts(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets, after a map with several processes, puts a copy in the place of ``os.environ``."""
+    monkeypatch.setattr(os, "environ", copy.deepcopy(os.environ))
+    http = serve(API_KEY="key", API_ALLOWED_HOSTS="plant.example")
+    assert http.get("/docs", headers={"Host": "plant.example"}).status_code == 401
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:3000", "file://"])
