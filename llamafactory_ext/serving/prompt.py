@@ -84,7 +84,7 @@ class Prompt:
     request: Any
     series: list[FloatArray]
     tokens: list[int]
-    filled: int = 0
+    filled: int
     """Values that were missing in CSV files, and interpolated."""
 
 

@@ -313,6 +313,16 @@ def test_chatts_record_without_text(
         tokenise(tmp_path)
 
 
+def test_chatts_records_that_do_not_fit_together_are_counted(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
+    good = {"input": "<ts><ts/>", "output": "yes", "timeseries": [[1.0]]}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [good, {**good, "input": 5}])))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))
+    with pytest.raises(ValueError, match="records can't be used") as caught:
+        tokenise(tmp_path)
+    said = f"{tmp_path}/a.jsonl: 1 of 2 records can't be used.\n  record 1: found 5 in 'input'; expected text"
+    assert str(caught.value) == said
+
+
 def test_column_that_is_not_there(tmp_path: Path, tokenise: Callable[..., Any]) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"input": "<ts><ts/>", "output": "yes", "series": [[1.0]]}))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.jsonl", "formatting": "chatts"}}))

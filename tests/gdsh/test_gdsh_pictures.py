@@ -116,6 +116,13 @@ def test_a_prefix_that_most_names_share_is_the_data_set(tmp_path: Path) -> None:
     assert matches.disputed == {}
 
 
+def test_two_pictures_are_enough_to_share_a_prefix_where_they_are_most(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "0FI.PV.csv", "1FI.PV.csv")
+    pictures = [f"zhlh_100_{place}FI.PV.jpg" for place in range(2)]
+    matches = Matches(index_series(folder), [*pictures, "other.jpg"])
+    assert [Path(matches.find(picture).path).name for picture in pictures] == ["0FI.PV.csv", "1FI.PV.csv"]
+
+
 def test_two_pictures_on_one_file(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "X_1.csv", "Y_1.csv")
     matches = Matches(index_series(folder), ["gdsh_X_1.jpg", "gdsh_second_X_1.jpg", "gdsh_Y_1.jpg", "Y_1.jpg"])
