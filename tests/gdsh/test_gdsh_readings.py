@@ -62,6 +62,14 @@ def test_what_does_not_break_off_is_never_salvaged() -> None:
         assert (found.form, found.cut_off, found.anomalies) == (UNREADABLE, False, ()), text
 
 
+def test_the_longest_answer_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = answer((3, 5), (9, 9))[:-2]
+    for longest, saved in ((len(text), [3, 9]), (len(text) - 1, [])):
+        monkeypatch.setattr("llamafactory_ext.gdsh.readings.MAX_ANSWER", longest)
+        found = read_answer(text, salvage=True)
+        assert ([one.start for one in found.anomalies], found.cut_off) == (saved, bool(saved))
+
+
 @given(st.text() | st.text(alphabet='{}[]"\\,:0123456789 ', max_size=60), st.booleans())
 def test_never_raises(text: str, salvage: bool) -> None:
     found = read_answer(text, salvage)
