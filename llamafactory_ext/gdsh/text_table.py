@@ -88,24 +88,27 @@ class TextTable:
         value = str(self.layout.value)
         types: dict[str, Any] = {value: pa.float64(), **dict.fromkeys(others.values(), pa.binary())}
         whole = self.scan.data is not None  # then no thread need read ahead, which takes longer than to read
-        reader = (arrow_csv.read_csv if whole else arrow_csv.open_csv)(
-            pa.py_buffer(self.scan.data) if whole else self.scan.open(),
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False,
-                column_names=names,
-                skip_rows=1 + self.has_sep + self.layout.units,
-                block_size=_BLOCK,
-            ),
-            parse_options=arrow_csv.ParseOptions(delimiter=self.separator, quote_char=False),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=list(types), column_types=types, null_values=[*_MISSING, *self.options.missing_values]
-            ),
-        )
-        for batch in reader.to_batches() if whole else reader:
-            column = batch.column(0)
-            # Not to_numpy(), which imports pandas: longer than a hundred files take. A copy: Arrow's is read-only.
-            values = np.array(np.from_dlpack(column.fill_null(float("nan")) if column.null_count else column))
-            yield values, {key: batch.column(list(types).index(name)) for key, name in others.items()}
+        with self.scan.open() as file:
+            reader = (arrow_csv.read_csv if whole else arrow_csv.open_csv)(
+                pa.py_buffer(self.scan.data) if whole else file,
+                read_options=arrow_csv.ReadOptions(
+                    use_threads=False,
+                    column_names=names,
+                    skip_rows=1 + self.has_sep + self.layout.units,
+                    block_size=_BLOCK,
+                ),
+                parse_options=arrow_csv.ParseOptions(delimiter=self.separator, quote_char=False),
+                convert_options=arrow_csv.ConvertOptions(
+                    include_columns=list(types),
+                    column_types=types,
+                    null_values=[*_MISSING, *self.options.missing_values],
+                ),
+            )
+            for batch in reader.to_batches() if whole else reader:
+                column = batch.column(0)
+                # Not to_numpy(), which imports pandas: longer than a hundred files take. A copy: Arrow's is read-only.
+                values = np.array(np.from_dlpack(column.fill_null(float("nan")) if column.null_count else column))
+                yield values, {key: batch.column(list(types).index(name)) for key, name in others.items()}
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yields each row and the line that it ends in.

@@ -53,8 +53,9 @@ def read_parquet(
     except (pa.ArrowException, OSError) as error:
         raise GdshError(f"can't be read as a Parquet file ({error}); export it anew") from error
     names = file.schema_arrow.names
-    columns = [[str(cell) for cell in column.to_pylist()] for column in first.columns] if first is not None else []
-    layout = find_layout(names, list(zip(*columns, strict=True)), [], options)
+    columns = [column.to_pylist() for column in first.columns] if first is not None else []
+    head = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns, strict=True)]
+    layout = find_layout(names, head, [], options)
     kind = file.schema_arrow.field(layout.value).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise GdshError(f"the column {names[layout.value]!r} holds {kind}; expected numbers: convert it")

@@ -137,6 +137,27 @@ def test_faults(tmp_path: Path, text: str | bytes, said: str) -> None:
     assert "series.csv" in str(fault.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_are_judged_by_fifty_rows(tmp_path: Path, suffix: str) -> None:
+    """A second column of numbers leaves it open which one is meant, if one of the first fifty rows shows it."""
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    for row in (50, 51):
+        path = tmp_path / f"{row}{suffix}"
+        cells = [f"{number},{'7' if number == row else ''}\n" for number in range(1, 61)]
+        text = ("level,flow\n" + "".join(cells)).encode()
+        if suffix == ".csv":
+            path.write_bytes(text)
+        else:
+            parquet.write_table(arrow_csv.read_csv(io.BytesIO(text)), path)
+        if row <= 50:
+            with pytest.raises(GdshError, match=r"\['level', 'flow'\] hold numbers"):
+                read_series(path)
+        else:
+            assert list(read_series(path).values) == list(range(1, 61))
+
+
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.csv"
     os.mkfifo(pipe)
